@@ -1,0 +1,51 @@
+"""Run a function in a process of its own that starts with the heavy libraries already imported.
+
+A notebook registers classes, sets seeds and default types; a process that is thrown away afterwards is the one place where all of that
+is reset. Forking it from a server that holds torch, torchvision and matplotlib (and nothing of detnb) makes it cost milliseconds; where
+the system can't fork, it starts from nothing and only takes longer."""
+import contextlib, multiprocessing, os, sys, tempfile, traceback
+from pathlib import Path
+
+HEAVY = 'torch torchvision matplotlib.pyplot pycocotools.coco IPython nbdev.test'.split()
+method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+context = multiprocessing.get_context(method)
+if method == 'forkserver': context.set_forkserver_preload(HEAVY)
+
+
+def _child(function, args, log):
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2): os.dup2(fd, stream)   # the descriptors, so that a library's own prints are caught too
+    sys.stdout = sys.stderr = open(fd, 'w', buffering=1, encoding='utf-8', errors='replace', closefd=False)
+    try: good = function(*args) is not False
+    except BaseException: traceback.print_exc(); good = False
+    sys.stdout.flush()
+    os._exit(0 if good else 1)                  # no clean-up of what a notebook left half open
+
+
+def run(function, *args, timeout=600):
+    "Call `function(*args)` in a fresh process -> (whether it returned without an exception and not False, what it printed)"
+    fd, log = tempfile.mkstemp(suffix='.log'); os.close(fd)
+    try:
+        process = context.Process(target=_child, args=(function, args, log))
+        process.start(); process.join(timeout)
+        late = process.is_alive()
+        if late: process.kill(); process.join()
+        text = Path(log).read_text(encoding='utf-8', errors='replace')
+        return process.exitcode == 0, text + (f'\nstopped after {timeout} s' if late else '')
+    finally:
+        with contextlib.suppress(FileNotFoundError): os.unlink(log)
+
+
+def run_notebook(path, root, skip_flags):
+    "Execute one notebook, as `nbdev_test` does"
+    os.environ['MPLBACKEND'] = 'Agg'
+    import torch
+    torch.set_num_threads(1)                    # several notebooks run at once
+    from nbdev.test import test_nb
+    return test_nb(Path(path), skip_flags=skip_flags, basepath=root)[0]
+
+
+def import_module(name, root):
+    "Import one module, alone"
+    sys.path.insert(0, str(root))
+    __import__(name)
