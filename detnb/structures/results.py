@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Table', 'ReadableResult', 'DetectionResult', 'InstanceResult', 'as_result', 'encode_mask']
 
-# %% ../../nbs/structures/30_results.ipynb #28bd3ead
-from difflib import get_close_matches
+# %% ../../nbs/structures/30_results.ipynb #f09025b3
 from html import escape
 import numpy as np
 from fastcore.basics import patch
+from ..foundation.errors import UnknownName, suggest
 
 # %% ../../nbs/structures/30_results.ipynb #265f83f6
 class Table(list):
@@ -43,13 +43,14 @@ class Table(list):
         rest = f'<div>... and {self.more} more</div>' if self.more else ''
         return head + (f'<table>{row(lines[0], "th")}{"".join(row(x, "td") for x in lines[1:])}</table>' if self else '') + rest
 
-# %% ../../nbs/structures/30_results.ipynb #01a3fe8b
+# %% ../../nbs/structures/30_results.ipynb #da02acd2
 class ReadableResult:
     "What a result with and without masks have in common; `per_class` is the list of (n, 5) arrays"
     image, classes = None, None
 
     @property
-    def _rows(self): return np.concatenate([np.asarray(r, np.float32).reshape(-1, 5) for r in self.per_class] or [np.zeros((0, 5), np.float32)])
+    def _rows(self):
+        return np.concatenate([np.zeros((0, 5), np.float32)] + [np.asarray(r, np.float32).reshape(-1, 5) for r in self.per_class])
     @property
     def boxes(self):  return self._rows[:, :4]                                  # (n, 4) xyxy, pixels of the image
     @property
@@ -70,10 +71,8 @@ class ReadableResult:
         if isinstance(name, str):
             known = list(self.classes or ())
             if name in known: return known.index(name)
-            near = get_close_matches(name, known, 3, .5) or known[:5]
-            hint = f'; did you mean {", ".join(map(repr, near))}?' if near else ': its class names are not known'
-            raise KeyError(f'no class {name!r} in this result' + hint)
-        if not 0 <= name < len(self.per_class): raise KeyError(f'no class {name} in this result: it has {len(self.per_class)}')
+            raise UnknownName(f'no class {name!r} in this result' + (suggest(name, known) if known else ': its class names are not known'))
+        if not 0 <= name < len(self.per_class): raise UnknownName(f'no class {name} in this result: it has {len(self.per_class)}')
         return int(name)
 
 # %% ../../nbs/structures/30_results.ipynb #d7db9ff9
@@ -143,13 +142,14 @@ def filter(self: ReadableResult,
         keep &= np.isin(np.arange(len(keep)), best)
     return self._kept(np.split(keep, np.cumsum([len(r) for r in self.per_class])[:-1]) if len(self.per_class) else [])
 
-# %% ../../nbs/structures/30_results.ipynb #d8884aa1
+# %% ../../nbs/structures/30_results.ipynb #7ada3736
 @patch
 def rows(self: ReadableResult) -> list: # dictionaries class, score, x1, y1, x2, y2; best score first
     "One dictionary for each box, best first"
     boxes, scores, labels = self.boxes, self.scores, self.labels
-    row = lambda i: {'class': self.class_name(labels[i]), 'score': float(scores[i]), **dict(zip(('x1', 'y1', 'x2', 'y2'), boxes[i].tolist()))}
-    return [row(i) for i in np.argsort(-scores, kind='stable')]
+    corners = [dict(zip(('x1', 'y1', 'x2', 'y2'), box)) for box in boxes.tolist()]
+    return [{'class': self.class_name(labels[i]), 'score': float(scores[i]), **corners[i]}
+            for i in np.argsort(-scores, kind='stable')]
 
 @patch
 def table(self: ReadableResult, limit=20  # rows at most
@@ -162,7 +162,7 @@ def table(self: ReadableResult, limit=20  # rows at most
 @patch
 def __repr__(self: ReadableResult): return repr(self.table(10))
 
-# %% ../../nbs/structures/30_results.ipynb #2746d5ea
+# %% ../../nbs/structures/30_results.ipynb #fe314f79
 def encode_mask(mask # (H, W) bool array, or a run-length code, which is returned with text counts
                ) -> dict: # COCO's compressed run-length code {size, counts}
     "One mask as COCO writes it to JSON"
@@ -186,5 +186,5 @@ def to_coco(self: ReadableResult,
 def to_pandas(self: ReadableResult):
     "The boxes as a pandas DataFrame, best first"
     try: import pandas as pd
-    except ImportError as e: raise ImportError('to_pandas needs pandas, which is not installed: `pip install pandas`, or take .rows()') from e
+    except ImportError as e: raise ImportError('to_pandas needs pandas: `pip install pandas`, or take .rows()') from e
     return pd.DataFrame(self.rows(), columns=['class', 'score', 'x1', 'y1', 'x2', 'y2'])
