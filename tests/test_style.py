@@ -2,10 +2,10 @@
 import ast, base64, json, re, subprocess
 from pathlib import Path
 
-import pytest
+import nbformat, pytest
 
 root = Path(__file__).resolve().parent.parent
-CELL_SELDOM, CELL_NEVER, LINE, EXPORTED, NOTEBOOK_KB, FIGURE_KB = 35, 60, 140, 200, 300, 40
+CELL_SELDOM, CELL_NEVER, LINE, EXPORTED, NOTEBOOK_KB, FIGURE_KB = 35, 60, 150, 220, 300, 40
 VAGUE = {'utils', 'util', 'misc', 'common', 'helpers', 'helper', 'tools', 'base_utils'}
 PROSE_ONLY = ('tutorials/', 'explanations/', 'index.ipynb')     # pages that export nothing
 notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o.startswith(('_', '.')) for o in p.relative_to(root).parts))
@@ -65,7 +65,9 @@ def faults(notebook, page=''):
 
 @pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root/'nbs').as_posix())
 def test_notebook_style(path):
-    bad = faults(json.loads(path.read_text(encoding='utf-8')), path.relative_to(root/'nbs').as_posix())
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    nbformat.validate(nbformat.from_dict(notebook))
+    bad = faults(notebook, path.relative_to(root/'nbs').as_posix())
     assert not bad, '\n'.join(bad)
 
 
@@ -83,7 +85,7 @@ def names(tree):
 
 def code_faults(text, name):
     "What no module may do"
-    bad, tree = [], ast.parse(text)
+    bad, tree = [], ast.parse(text, feature_version=(3, 10))     # the oldest Python that must run it
     if not ast.get_docstring(tree) and tree.body: bad.append(f'{name}: no module docstring (the notebook\'s subtitle)')
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_') and not ast.get_docstring(node):
