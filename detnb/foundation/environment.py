@@ -33,7 +33,7 @@ def data_root() -> Path | None:
     homes += [p for p in (here, *here.parents) if (p/'settings.ini').is_file()]
     return next((p.parent/'shared'/'data' for p in homes if (p.parent/'shared'/'data').is_dir()), None)
 
-# %% ../../nbs/foundation/75_environment.ipynb #73b95245
+# %% ../../nbs/foundation/75_environment.ipynb #1c980929
 def _ask(*command) -> str | None:
     "First line of what a program prints, or None where it does not exist or fails"
     if not shutil.which(command[0]): return None
@@ -47,13 +47,14 @@ def get_git_hash(fallback: str = 'unknown', digits: int | None = None) -> str:
 
 def collect_env() -> dict[str, str]:
     "Versions and devices, for a bug report"
-    import numpy, torch, torchvision, detnb
+    import numpy, torch, torchvision
+    from detnb import __version__
     env = dict(sys_platform=sys.platform, Python=sys.version.replace('\n', ''), machine=platform.machine(), cpu_count=str(os.cpu_count()))
     env['CUDA available'] = str(torch.cuda.is_available())
     for i in range(torch.cuda.device_count()): env[f'GPU {i}'] = torch.cuda.get_device_name(i)
     if torch.cuda.is_available(): env['CUDA'], env['cuDNN'] = str(torch.version.cuda), str(torch.backends.cudnn.version())
     for m in (torch, torchvision, numpy): env[m.__name__] = m.__version__
-    env['detnb'] = getattr(detnb, '__version__', 'unknown') + '+' + get_git_hash('', 7)
+    env['detnb'] = __version__ + '+' + get_git_hash('', 7)
     return env
 
 # %% ../../nbs/foundation/75_environment.ipynb #136ba68e

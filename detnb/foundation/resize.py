@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../nbs/foundation/62_resize.ipynb #26fe2417
+# %% ../../nbs/foundation/62_resize.ipynb #5e88bf89
 def _interpolate(img: np.ndarray, w: int, h: int, op) -> np.ndarray:
     "Bilinear or bicubic with half-pixel centres and no smoothing, channels innermost throughout"
     x = np.ascontiguousarray(img)
@@ -21,19 +21,35 @@ def _interpolate(img: np.ndarray, w: int, h: int, op) -> np.ndarray:
     if x.dtype not in (torch.uint8, torch.float32, torch.float64): x = x.float()
     out = torch.empty((1, h, w, x.shape[1]), dtype=x.dtype).permute(0, 3, 1, 2)
     op(x, (h, w), False, None, None, out=out)
-    out = out.permute(0, 2, 3, 1)[0].numpy()
-    return (out if img.ndim == 3 else out[..., 0]).astype(img.dtype, copy=False)
+    return _as(out.permute(0, 2, 3, 1)[0].numpy().reshape(h, w, *img.shape[2:]), img.dtype)
 
+def _as(a: np.ndarray, dtype) -> np.ndarray:
+    "Round and cut off where the type has no fractions"
+    if a.dtype != dtype and np.issubdtype(dtype, np.integer): a = np.rint(a).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return a.astype(dtype, copy=False)
+
+def _bicubic(img, w, h):     # over floats: the uint8 version cuts off overshoots between the two directions
+    return _as(_interpolate(img.astype(np.float32), w, h, torch.ops.aten.upsample_bicubic2d.out), img.dtype)
+
+# %% ../../nbs/foundation/62_resize.ipynb #a3bd5a60
 def _nearest(img: np.ndarray, w: int, h: int) -> np.ndarray:
-    rows, cols = (np.arange(h) * (img.shape[0] / h)).astype(int), (np.arange(w) * (img.shape[1] / w)).astype(int)
-    return img[rows.clip(max=img.shape[0] - 1)][:, cols.clip(max=img.shape[1] - 1)]
+    at = lambda n, n0: (np.arange(n) * (1 / (n / n0))).astype(int).clip(max=n0 - 1)      # in this order, as OpenCV rounds
+    return img[at(h, img.shape[0])][:, at(w, img.shape[1])]
 
-def _pillow(img: np.ndarray, w: int, h: int, how) -> np.ndarray:
-    return np.array(Image.fromarray(np.ascontiguousarray(img)).resize((w, h), how))
+def _area(img: np.ndarray, w: int, h: int) -> np.ndarray:
+    "The mean over the part of the input that an output pixel covers; where it grows, bilinear"
+    if h > img.shape[0] or w > img.shape[1]: return INTERPOLATIONS['bilinear'](img, w, h)
+    def cover(n, n0):        # (n, n0): how much of each input pixel lies in each output pixel
+        edges, i = np.arange(n + 1) * (n0 / n), np.arange(n0)
+        return torch.from_numpy(np.clip(np.minimum(edges[1:, None], i + 1) - np.maximum(edges[:-1, None], i), 0, None) * (n / n0)).float()
+    x = torch.from_numpy(np.ascontiguousarray(img)).float()
+    return _as(torch.einsum('ij,jk...,lk->il...', cover(h, img.shape[0]), x, cover(w, img.shape[1])).numpy(), img.dtype)
 
-INTERPOLATIONS = dict(nearest=_nearest, bilinear=lambda i, w, h: _interpolate(i, w, h, torch.ops.aten.upsample_bilinear2d.out),
-                      bicubic=lambda i, w, h: _interpolate(i, w, h, torch.ops.aten.upsample_bicubic2d.out),
-                      area=lambda i, w, h: _pillow(i, w, h, Image.BOX), lanczos=lambda i, w, h: _pillow(i, w, h, Image.LANCZOS))
+def _lanczos(img: np.ndarray, w: int, h: int) -> np.ndarray:
+    return np.array(Image.fromarray(np.ascontiguousarray(img)).resize((w, h), Image.LANCZOS))
+
+INTERPOLATIONS = dict(nearest=_nearest, bilinear=lambda img, w, h: _interpolate(img, w, h, torch.ops.aten.upsample_bilinear2d.out),
+                      bicubic=_bicubic, area=_area, lanczos=_lanczos)
 
 # %% ../../nbs/foundation/62_resize.ipynb #9c58dac8
 def imresize(img: np.ndarray,                # (H, W), (H, W, C)
