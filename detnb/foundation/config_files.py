@@ -19,7 +19,7 @@ from .errors import UnknownName
 from .interpreter import evaluate
 from .operations import ConfigError
 
-# %% ../../nbs/foundation/30_config_files.ipynb #3805499a
+# %% ../../nbs/foundation/30_config_files.ipynb #9d62c7eb
 def merge(over: dict,                   # what is laid
           base: Any,                    # on what: a dict, or a list where keys are numbers
           allow_list_keys: bool = False,
@@ -33,12 +33,12 @@ def merge(over: dict,                   # what is laid
         if allow_list_keys and isinstance(base, (list, tuple)):
             base = _merge_item(k, v, base, here)
             continue
-        if isinstance(v, dict) and k in base and not v.get('_delete_', False):
+        if isinstance(v, dict) and base.get(k) is not None and not v.get('_delete_', False):
             if not isinstance(base[k], (dict, list, tuple) if allow_list_keys else dict):
                 raise TypeError(f'{here}{f" ({places[k]})" if k in places else ""}: a dict cannot be merged into the {type(base[k]).__name__} '
                                 f'{str(base[k])[:60]!r} of a base; to replace it, write _delete_=True into the dict')
             v = merge(v, base[k], allow_list_keys, here)
-        elif isinstance(v, dict) and k in base:
+        elif isinstance(v, dict) and k in base and '_delete_' in v:
             v = shallow(v)
             del v['_delete_']
         base[k] = deepcopy(v)
