@@ -10,7 +10,7 @@ from torch import nn
 
 from .initialize import initialize
 
-# %% ../../nbs/layers/12_module.ipynb #bde00b60
+# %% ../../nbs/layers/12_module.ipynb #13bdf03e
 class BaseModule(nn.Module):
     "`nn.Module` that carries an `init_cfg`."
     def __init__(
@@ -26,11 +26,11 @@ class BaseModule(nn.Module):
     def init_weights(self):
         "Initialise this module by its `init_cfg`, then its children by theirs."
         if self._is_init: return
-        self._is_init = True
         if self.init_cfg: initialize(self, self.init_cfg)
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained': return
+        read = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
         for child in self.children():
-            if hasattr(child, 'init_weights'): child.init_weights()
+            if hasattr(child, 'init_weights') and not read: child.init_weights()
+        self._is_init = True
 
 class Sequential(BaseModule, nn.Sequential):
     "`nn.Sequential` with an `init_cfg`."
