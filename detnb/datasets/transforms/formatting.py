@@ -13,7 +13,7 @@ import numpy as np, torch
 from ..builder import PIPELINES
 from .compose import Transform
 
-# %% ../../../nbs/datasets/transforms/60_formatting.ipynb #46ab15dd
+# %% ../../../nbs/datasets/transforms/60_formatting.ipynb #682af001
 def to_tensor(data # array, tensor, sequence or number
              ) -> torch.Tensor:
     "Whatever it is, as a tensor"
@@ -27,8 +27,8 @@ def to_tensor(data # array, tensor, sequence or number
 def image_to_tensor(img: np.ndarray, # (H, W) or (H, W, C)
                    ) -> torch.Tensor:# (C, H, W)
     "Channels first. Bytes keep their order in memory (channels last), since copying a batch together reorders them for nothing"
-    x = to_tensor(img[..., None] if img.ndim == 2 else img).permute(2, 0, 1)
-    return x if x.dtype == torch.uint8 else x.contiguous()
+    if img.ndim == 2: img = img[..., None]
+    return to_tensor(img).permute(2, 0, 1) if img.dtype == np.uint8 else to_tensor(img.transpose(2, 0, 1))
 
 # %% ../../../nbs/datasets/transforms/60_formatting.ipynb #94da90b8
 class ForKeys(Transform):
