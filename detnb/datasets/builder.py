@@ -13,7 +13,7 @@ from ..foundation.registry import Registry, build_from_cfg
 DATASETS = Registry('dataset')
 PIPELINES = Registry('pipeline')
 
-# %% ../../nbs/datasets/05_builder.ipynb #991a32cc
+# %% ../../nbs/datasets/05_builder.ipynb #3a1f91ff
 PER_FILE = ('img_prefix', 'seg_prefix', 'proposal_file')
 
 def one_file_each(cfg: dict, # whose `ann_file` is a list
@@ -32,6 +32,7 @@ def one_file_each(cfg: dict, # whose `ann_file` is a list
         parts.append(part)
     return parts
 
+# %% ../../nbs/datasets/05_builder.ipynb #1e5b471c
 def build_dataset(cfg,               # config of a dataset, or a list of configs
                   default_args=None, # arguments for the innermost datasets that a config may override, such as dict(test_mode=True)
                  ):
