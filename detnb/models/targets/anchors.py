@@ -62,7 +62,7 @@ def _gen_single(self,
 
 AnchorGenerator.gen_base_anchors, AnchorGenerator.gen_single_level_base_anchors = _gen_base_anchors, _gen_single
 
-# %% ../../../nbs/models/targets/10_anchors.ipynb #229e7615
+# %% ../../../nbs/models/targets/10_anchors.ipynb #df4ea8f1
 def _grid(self,
           featmap_size,  # (h, w) in cells
           level_idx:int,
@@ -93,7 +93,7 @@ AnchorGenerator.single_level_grid_priors, AnchorGenerator.grid_priors, AnchorGen
 AnchorGenerator.num_levels = property(lambda self: len(self.strides))
 AnchorGenerator.num_base_priors = property(lambda self: [len(b) for b in self.base_anchors])
 AnchorGenerator.num_base_anchors = AnchorGenerator.num_base_priors
-AnchorGenerator.__repr__ = lambda self: f'{type(self).__name__}(strides={self.strides}, base_sizes={self.base_sizes}, per cell={self.num_base_priors})'
+AnchorGenerator.__repr__ = lambda self: f'{type(self).__name__}(strides={self.strides}, base_sizes={self.base_sizes}, each={self.num_base_priors})'
 
 # %% ../../../nbs/models/targets/10_anchors.ipynb #d59cf2aa
 def _single_flags(self, featmap_size, valid_size, num_base_anchors, device='cuda'):

@@ -44,7 +44,7 @@ class AssignResult:
 
     def __repr__(self): return f'AssignResult(num_gts={self.num_gts}, gt_inds={tuple(self.gt_inds.shape)})'
 
-# %% ../../../nbs/models/targets/30_assigners.ipynb #c7a9fd7c
+# %% ../../../nbs/models/targets/30_assigners.ipynb #3a5e085c
 class BaseAssigner:
     "Decides which prior answers for which box; a subclass defines `assign`, `assign_batch` or both"
     def assign(self,
@@ -81,13 +81,15 @@ class BaseAssigner:
         labels = None if gt_labels is None or outs[0].labels is None else torch.stack([o.labels for o in outs])
         return AssignResult(gt_valid.sum(1), torch.stack([o.gt_inds for o in outs]), torch.stack([o.max_overlaps for o in outs]), labels)
 
+# %% ../../../nbs/models/targets/30_assigners.ipynb #012f5942
 def spread(result:AssignResult, # of some priors
            inds:Tensor,         # (p,) which they are
            n:int                # how many there are in all
           )->AssignResult:      # of all; those that took no part are ignored
     "Put the result of some priors back among all of them"
     put = lambda x, fill: x.new_full((n,), fill).index_copy(0, inds, x)
-    return AssignResult(result.num_gts, put(result.gt_inds, -1), put(result.max_overlaps, 0), None if result.labels is None else put(result.labels, -1))
+    labels = None if result.labels is None else put(result.labels, -1)
+    return AssignResult(result.num_gts, put(result.gt_inds, -1), put(result.max_overlaps, 0), labels)
 
 # %% ../../../nbs/models/targets/30_assigners.ipynb #63761d38
 @BBOX_ASSIGNERS.register_module()
@@ -150,11 +152,12 @@ def _low_quality(self, iou, gt_valid, first):
 
 MaxIoUAssigner._usable, MaxIoUAssigner._best, MaxIoUAssigner._low_quality = _usable, _best, _low_quality
 
-# %% ../../../nbs/models/targets/30_assigners.ipynb #9d3f4601
+# %% ../../../nbs/models/targets/30_assigners.ipynb #28ef030e
 def _assign_batch(self, bboxes, gt_bboxes, gt_valid, gt_bboxes_ignore=None, gt_labels=None, prior_valid=None):
     B, P = len(gt_bboxes), bboxes.shape[-2]
     usable = self._usable(bboxes, gt_valid, gt_bboxes_ignore, prior_valid) if P else None
-    best, which, lowq = self._best(bboxes, gt_bboxes, gt_valid, usable) if P else (gt_bboxes.new_zeros(B, 0), *gt_valid.new_zeros(2, B, 0, dtype=torch.long))
+    if P: best, which, lowq = self._best(bboxes, gt_bboxes, gt_valid, usable)
+    else: best, which, lowq = gt_bboxes.new_zeros(B, 0), *gt_valid.new_zeros(2, B, 0, dtype=torch.long)
     best = torch.where(gt_valid.any(1, keepdim=True), best, 0.) # images without boxes: all is background
     if usable is not None: best = best.masked_fill(~usable, -1)
     low, high = self.neg_iou_thr if isinstance(self.neg_iou_thr, (tuple, list)) else (0, self.neg_iou_thr)

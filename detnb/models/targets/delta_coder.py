@@ -28,7 +28,7 @@ def bbox2delta(proposals:Tensor,  # (..., 4) p, xyxy pixels
     d = torch.cat([(g - p) / p_size, (g_size / p_size).log()], -1)
     return (d - d.new_tensor(means)) / d.new_tensor(stds)
 
-# %% ../../../nbs/models/targets/50_delta_coder.ipynb #970a9bb7
+# %% ../../../nbs/models/targets/50_delta_coder.ipynb #2a5f9e7a
 def delta2bbox(rois:Tensor,            # (..., N, 4) p, xyxy pixels
                deltas:Tensor,          # (..., N, 4 * C) d, normalised
                means=(0., 0., 0., 0.),
@@ -54,11 +54,8 @@ def clip_to(boxes:Tensor, # (..., 4) xyxy
             max_shape     # (h, w[, channels]) for all, or one for each of the first dimension
            )->Tensor:     # as `boxes`
     "Move what lies outside the image onto its border"
-    if not torch.is_tensor(max_shape) and not isinstance(max_shape[0], (tuple, list, torch.Tensor)): h, w = max_shape[:2]; limit = boxes.new_tensor([w, h, w, h])
-    else:
-        hw = torch.as_tensor(max_shape).to(boxes)[..., :2]
-        limit = hw[..., [1, 0, 1, 0]]
-        if limit.dim() == 2: limit = limit.view(-1, *[1] * (boxes.dim() - 2), 4)
+    limit = torch.as_tensor(max_shape).to(boxes)[..., [1, 0, 1, 0]]
+    if limit.dim() == 2: limit = limit.view(-1, *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 # %% ../../../nbs/models/targets/50_delta_coder.ipynb #484ad4b0

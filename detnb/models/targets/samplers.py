@@ -21,7 +21,7 @@ def draw(wanted:Tensor, # (B, N) bool: candidates
     keys, inds = torch.where(wanted, torch.rand(wanted.shape, device=wanted.device), -1.).topk(min(n, wanted.shape[1]), dim=1)
     return inds, keys >= 0
 
-# %% ../../../nbs/models/targets/40_samplers.ipynb #3d4d1eb5
+# %% ../../../nbs/models/targets/40_samplers.ipynb #6f63625a
 class SamplingResult:
     "What was drawn for one image"
     def __init__(self,
@@ -40,6 +40,7 @@ class SamplingResult:
     @property
     def bboxes(self): return torch.cat([self.pos_bboxes, self.neg_bboxes])
 
+# %% ../../../nbs/models/targets/40_samplers.ipynb #9700022d
 class SamplingBatch:
     "What was drawn for a batch, padded: positives in the first `num_pos` columns, then negatives"
     def __init__(self, inds, valid, num_pos, bboxes, is_gt, gt_inds, gt_bboxes, gt_labels, num_gts):
@@ -54,6 +55,10 @@ class SamplingBatch:
     @cached_property
     def rows(self): return self.valid.flatten().nonzero()[:, 0] # the only place where the host must wait for the device
     def flat(self, x): return x.flatten(0, 1)[self.rows]        # (B, K, ...) -> what was drawn, image after image
+    @property
+    def rois(self): # (n, 5): image and box of all that was drawn
+        image = torch.arange(len(self), device=self.inds.device, dtype=self.bboxes.dtype).view(-1, 1, 1).expand(*self.inds.shape, 1)
+        return self.flat(torch.cat([image, self.bboxes], -1))
     def matched(self, per_gt): # (B, G, ...) -> (B, num_pos, ...): of the box that each positive belongs to
         at = self.gt_inds[:, :self.num_pos]
         if not per_gt.shape[1]: return per_gt.new_zeros(*at.shape, *per_gt.shape[2:])
@@ -63,7 +68,8 @@ class SamplingBatch:
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f'{len(self)} images, asked for {i}')
         out = SamplingResult.__new__(SamplingResult); p, n, k = self.pos[i], self.neg[i], self.num_pos
-        out.pos_inds, out.neg_inds, out.pos_bboxes, out.neg_bboxes = self.inds[i, :k][p], self.inds[i, k:][n], self.bboxes[i, :k][p], self.bboxes[i, k:][n]
+        out.pos_inds, out.neg_inds = self.inds[i, :k][p], self.inds[i, k:][n]
+        out.pos_bboxes, out.neg_bboxes = self.bboxes[i, :k][p], self.bboxes[i, k:][n]
         out.pos_is_gt, out.pos_assigned_gt_inds, out.num_gts = self.is_gt[i, :k][p], self.gt_inds[i, :k][p], self.num_gts[i]
         out.pos_gt_bboxes = self.matched(self.gt_bboxes)[i][p]
         out.pos_gt_labels = None if self.gt_labels is None else self.matched(self.gt_labels)[i][p]
@@ -99,7 +105,7 @@ class BaseSampler:
         neg = self.neg_sampler._sample_neg(assign_result, n, bboxes=bboxes, **kwargs).unique()
         return SamplingResult(pos, neg, bboxes, gt_bboxes, assign_result, flags)
 
-# %% ../../../nbs/models/targets/40_samplers.ipynb #05e1076b
+# %% ../../../nbs/models/targets/40_samplers.ipynb #304bb8c0
 def _sample_batch(self,
                   assign_result:AssignResult, # (B, N) tensors
                   bboxes:Tensor,              # (N, 4) or (B, N, 4)
@@ -118,8 +124,8 @@ def _sample_batch(self,
     (pos, pos_ok), (neg, neg_ok) = stack('pos_inds'), stack('neg_inds')
     both = lambda name: torch.cat([stack(name)[0], torch.zeros_like(neg)], 1)
     boxes = torch.cat([stack('pos_bboxes')[0], stack('neg_bboxes')[0]], 1)
-    return SamplingBatch(torch.cat([pos, neg], 1), torch.cat([pos_ok, neg_ok], 1), pos.shape[1], boxes, both('pos_is_gt'), both('pos_assigned_gt_inds'),
-                         gt_bboxes, gt_labels, [o.num_gts for o in outs])
+    return SamplingBatch(torch.cat([pos, neg], 1), torch.cat([pos_ok, neg_ok], 1), pos.shape[1], boxes,
+                         both('pos_is_gt'), both('pos_assigned_gt_inds'), gt_bboxes, gt_labels, [o.num_gts for o in outs])
 
 BaseSampler.sample_batch = _sample_batch
 
