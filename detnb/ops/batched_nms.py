@@ -6,13 +6,13 @@
 __all__ = ['set_apart', 'fixed_point_nms', 'pad_groups', 'suppress', 'read_nms_cfg', 'rescore', 'nms_batch', 'batched_nms',
            'multiclass_nms']
 
-# %% ../../nbs/ops/14_batched_nms.ipynb #d9af82d8
+# %% ../../nbs/ops/14_batched_nms.ipynb #2e770512
 import torch
 from torch import Tensor
 from torchvision.ops import nms as _torchvision_nms
 
+from .nms import pairwise_iou
 from .soft_nms import soft_nms_groups
-from ..structures.overlaps import bbox_overlaps
 
 # %% ../../nbs/ops/14_batched_nms.ipynb #34a6c013
 def set_apart(
@@ -27,7 +27,7 @@ def set_apart(
     cell = torch.stack([groups % side, torch.div(groups, side, rounding_mode='floor')], 1).to(exact) * (high - low + 2)
     return exact + cell.repeat(1, 2)
 
-# %% ../../nbs/ops/14_batched_nms.ipynb #d252de70
+# %% ../../nbs/ops/14_batched_nms.ipynb #f08d53bd
 def fixed_point_nms(
     boxes: Tensor,                 # (G, M, 4), best first in each group
     valid: Tensor,                 # (G, M) bool
@@ -37,7 +37,7 @@ def fixed_point_nms(
     "Greedy NMS in each of several groups, as the fixed point of an equation (Cluster-NMS, Zheng et al., 2020)."
     M = boxes.shape[1]
     later = torch.ones(M, M, dtype=torch.bool, device=boxes.device).triu(1)
-    deletes = (bbox_overlaps(boxes, boxes) > iou_threshold) & later & valid[:, :, None]
+    deletes = (pairwise_iou(boxes, boxes) > iou_threshold) & later & valid[:, :, None]
     deletes = deletes.to(torch.float32 if boxes.device.type == 'cpu' else torch.float16)
     keep = valid
     for step in range(M + 1):

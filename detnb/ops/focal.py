@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/ops/30_focal.ipynb #f26d9d2e
+# %% ../../nbs/ops/30_focal.ipynb #20630bfe
 def background_part(x: Tensor, gamma: float) -> tuple:      # loss and its derivative, same shape
     "`p**gamma * softplus(x)` with p = sigmoid(x), and its derivative."
     p, loss = x.sigmoid(), F.softplus(x)
@@ -18,6 +18,7 @@ def background_part(x: Tensor, gamma: float) -> tuple:      # loss and its deriv
     slope = (1 - p).mul_(loss).mul_(gamma).add_(p).mul_(power)
     return loss.mul_(power), slope
 
+# %% ../../nbs/ops/30_focal.ipynb #f2926e1b
 class _Focal(torch.autograd.Function):
     "Loss table; the derivative is computed on the way, since it shares its parts."
     @staticmethod

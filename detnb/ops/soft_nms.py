@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['decay', 'soft_nms_groups', 'soft_nms']
 
-# %% ../../nbs/ops/12_soft_nms.ipynb #56ddf2eb
+# %% ../../nbs/ops/12_soft_nms.ipynb #3f51c855
 import torch
 from torch import Tensor
 
-from ..structures.overlaps import bbox_overlaps
+from .nms import pairwise_iou
 
 # %% ../../nbs/ops/12_soft_nms.ipynb #35afbfbb
 def decay(
@@ -24,7 +24,7 @@ def decay(
     if method == 'naive': return (overlap < iou_threshold).to(overlap)
     raise ValueError(f"soft-NMS method {method!r}: 'linear', 'gaussian' or 'naive' wanted")
 
-# %% ../../nbs/ops/12_soft_nms.ipynb #02f08d73
+# %% ../../nbs/ops/12_soft_nms.ipynb #d53883e5
 def soft_nms_groups(
     boxes: Tensor,                 # (G, M, 4)
     scores: Tensor,                # (G, M), -inf where padded
@@ -42,7 +42,7 @@ def soft_nms_groups(
         if (step % 16 == 0 or scores.device.type == 'cpu') and not (best > -torch.inf).any(): break      # a look at the GPU waits for it
         final.scatter_(1, at, best); waiting.scatter_(1, at, -torch.inf)
         chosen = corners.gather(1, at[..., None].expand(-1, -1, 4))
-        waiting = waiting * decay(bbox_overlaps(chosen, corners)[:, 0], method, iou_threshold, sigma).clamp(min=1e-12)
+        waiting = waiting * decay(pairwise_iou(chosen, corners)[:, 0], method, iou_threshold, sigma).clamp(min=1e-12)
         waiting = waiting.masked_fill(waiting < min_score, -torch.inf)
     return final
 
