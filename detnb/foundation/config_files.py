@@ -150,12 +150,12 @@ class _Reader:
         _deprecated(cfg.pop('_deprecation_', None), self.path)
         return merge(cfg, self.bases) if self.bases else cfg
 
-# %% ../../nbs/foundation/30_config_files.ipynb #dc5e1cab
+# %% ../../nbs/foundation/30_config_files.ipynb #6eded43d
 @patch
 def load(self: _Reader, names: str | list[str] | None) -> None:
     "Read the bases"
     for name in [names] if isinstance(names, str) else names or []:
-        path = find_config(name, self.path.parent)
+        path = Path(os.path.normpath(find_config(name, self.path.parent)))
         if path.resolve() in [p.resolve() for p in self.way]:
             raise ConfigError('circular _base_: ' + ' -> '.join(map(str, (*self.way, path))))
         reader = _Reader(path, self.way, self.trust)
