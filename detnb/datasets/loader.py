@@ -58,7 +58,7 @@ def collate(samples: list,            # what the dataset gives, one for each ima
     if len(kinds) > 1: samples = [normalized(s) if s['img'].dtype == torch.uint8 else s for s in samples]  # some images were float already
     return {k: _together(k, [s[k] for s in samples]) for k in keys}
 
-# %% ../../nbs/datasets/40_loader.ipynb #cd52cc7b
+# %% ../../nbs/datasets/40_loader.ipynb #df3a9bad
 class Draw(int):
     "The index of an image, with the seed for whatever is random about it"
     def __new__(cls, index, seed):
@@ -69,23 +69,28 @@ class Draw(int):
 
 class Draws(Sampler):
     "A sampler's (or batch sampler's) indices, each with its seed"
-    def __init__(self, sampler, seed: int): self.sampler, self.seed, self.epoch = sampler, seed, 0
+    def __init__(self, sampler, seed: int): self.sampler, self.seed, self.epoch, self.start = sampler, seed, 0, 0
     def __len__(self): return len(self.sampler)
 
     def set_epoch(self, epoch: int):
         "The epoch that the next pass is"
         self.epoch = epoch
 
+    def skip(self, n: int):
+        "Begin the next pass after `n` indices (of a batch sampler: batches), as a resumed run does"
+        self.start = n
+
     def __iter__(self):
-        epoch, count, self.epoch = self.epoch, 0, self.epoch + 1
+        epoch, start, count = self.epoch, self.start, 0
+        self.epoch, self.start = epoch + 1, 0
         if hasattr(self.sampler, 'set_epoch'): self.sampler.set_epoch(epoch)
         size, world = getattr(self.sampler, 'size', float('inf')), getattr(self.sampler, 'world_size', 1) # endless ones have a size
         def draw(i): return Draw(i, int(np.random.SeedSequence([self.seed, epoch + int(count * world // size), i]).generate_state(1)[0]))
-        for item in self.sampler:
-            yield [draw(i) for i in item] if isinstance(item, list) else draw(item)
+        for n, item in enumerate(self.sampler):
+            if n >= start: yield [draw(i) for i in item] if isinstance(item, list) else draw(item)
             count += len(item) if isinstance(item, list) else 1
 
-# %% ../../nbs/datasets/40_loader.ipynb #ae8be34c
+# %% ../../nbs/datasets/40_loader.ipynb #4a0bdf75
 class Failed:
     "A batch that a worker could not read"
     def __init__(self, draws): self.draws = draws
@@ -107,6 +112,7 @@ class BatchReader:
 
 def _as_it_is(batch): return batch
 
+# %% ../../nbs/datasets/40_loader.ipynb #eb0fb6d7
 class Loader(DataLoader):
     "A DataLoader that reads in the main process again what a worker could not read"
     def __iter__(self): return self._checked(super().__iter__())
@@ -118,6 +124,11 @@ class Loader(DataLoader):
         "Order and luck of the next pass are those of this epoch"
         for s in (self.sampler, self.batch_sampler):
             if isinstance(s, Draws): s.set_epoch(epoch)
+
+    def skip(self, batches: int):
+        "Begin the next pass after so many batches"
+        if isinstance(self.batch_sampler, Draws): self.batch_sampler.skip(batches)
+        else: self.sampler.skip(batches * self.batch_size)
 
 # %% ../../nbs/datasets/40_loader.ipynb #ab09ce3f
 def with_deferred(dataset):

@@ -6,13 +6,14 @@
 __all__ = ['CLASSES', 'SHAPES_PALETTE', 'OUTLINES', 'HUES', 'MEAN', 'STD', 'draw_scene', 'run_lengths', 'make_shapes',
            'shapes_sample', 'shapes_batch']
 
-# %% ../../nbs/datasets/90_shapes.ipynb #8074159c
+# %% ../../nbs/datasets/90_shapes.ipynb #b581ebeb
 import json, math
 from pathlib import Path
 import numpy as np, torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from ..foundation.files import atomic_write
 from ..structures.masks import BitmapMasks
+from ..structures.polygons import polygons_to_bitmap
 
 # %% ../../nbs/datasets/90_shapes.ipynb #f6454427
 CLASSES = ('ball', 'box', 'triangle', 'star', 'ring')
@@ -36,19 +37,18 @@ def _background(rng, size):
         out += np.asarray(noise)[..., None]
     return out
 
-# %% ../../nbs/datasets/90_shapes.ipynb #5705f739
+# %% ../../nbs/datasets/90_shapes.ipynb #9664273f
 def _place(rng, ids, areas, number, name, size):
     "Draw one object into the picture of instance numbers; False if it would hide another"
     radius = min(size) * np.exp(rng.uniform(np.log(.07), np.log(.3)))
     centre = rng.uniform((radius * .6,) * 2, np.array(size) - radius * .6)
     turn = rng.uniform(0, 2 * np.pi)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * radius
-    outline = [p @ turned.T + centre for p in OUTLINES[name]]
+    outline = [(p @ turned.T + centre).round(2) for p in OUTLINES[name]]
     x1, y1 = np.maximum(np.floor(centre - radius - 1), 0).astype(int)
     x2, y2 = np.minimum(np.ceil(centre + radius + 1), size).astype(int)
-    patch = Image.new('L', (int(x2 - x1), int(y2 - y1)))
-    for value, points in zip((1, 0), outline): ImageDraw.Draw(patch).polygon([tuple(p) for p in points - (x1, y1)], fill=value)
-    patch, window = np.asarray(patch).astype(bool), ids[y1:y2, x1:x2]
+    whole, *hole = [polygons_to_bitmap([(p - (x1, y1)).ravel()], y2 - y1, x2 - x1) for p in outline]
+    patch, window = whole & ~hole[0] if hole else whole, ids[y1:y2, x1:x2]
     hidden = np.bincount(window[patch], minlength=number)
     visible = np.bincount(ids.ravel(), minlength=number)
     if any(visible[i] - hidden[i] < .4 * areas[i] for i in range(1, number)) or patch.sum() < 20: return None
@@ -95,12 +95,11 @@ def run_lengths(mask: np.ndarray, # (H, W) of zeros and ones
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
     return dict(counts=[0] + counts if flat[0] else counts, size=list(mask.shape))
 
-# %% ../../nbs/datasets/90_shapes.ipynb #868abe95
+# %% ../../nbs/datasets/90_shapes.ipynb #625a3eb6
 def _annotations(labels, masks, outlines, image_id, first_id):
     out, boxes = [], BitmapMasks(masks, *masks.shape[1:]).get_bboxes().astype(int)
     for i, (label, mask, outline, (x1, y1, x2, y2)) in enumerate(zip(labels, masks, outlines, boxes.tolist())):
-        # Pillow's points mean the middle of a pixel, COCO's its corner
-        segmentation = run_lengths(mask) if outline is None else [(outline + .5).round(2).ravel().tolist()]
+        segmentation = run_lengths(mask) if outline is None else [outline.ravel().tolist()]
         out.append(dict(id=first_id + i, image_id=image_id, category_id=int(label) + 1, iscrowd=0, area=int(mask.sum()),
                         bbox=[x1, y1, x2 - x1, y2 - y1], segmentation=segmentation))
     return out
