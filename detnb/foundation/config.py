@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Config', 'import_modules_from_strings', 'ConfigDict', 'ConfigError', 'DictAction', 'parse_options']
 
-# %% ../../nbs/foundation/32_config.ipynb #90e4d1c6
+# %% ../../nbs/foundation/32_config.ipynb #714b72f6
 import importlib, json, os, warnings
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .config_dict import ConfigDict, Place, address, plain
+from .config_dict import ConfigDict, Place, address, plain, short_path
 from .config_files import merge, read_config, read_data, read_trusted
 from .config_options import DictAction, parse_options
 from .config_paths import find_config
@@ -57,13 +57,13 @@ class Config:
     def __len__(self): return len(self._cfg_dict)
     def __eq__(self, other): return isinstance(other, Config) and self._cfg_dict == other._cfg_dict
 
-# %% ../../nbs/foundation/32_config.ipynb #b366751b
+# %% ../../nbs/foundation/32_config.ipynb #148546c2
 @patch
-def __repr__(self: Config): return f'Config (path: {self.filename}): {self._cfg_dict!r}'
+def __repr__(self: Config): return f'Config (path: {short_path(self.filename or "")}): {self._cfg_dict!r}'
 @patch
 def __dir__(self: Config): return [*object.__dir__(self), *dir(self._cfg_dict)]
 @patch
-def _repr_html_(self: Config): return tree_html(self._cfg_dict, self.filename or '', 0)
+def _repr_html_(self: Config): return tree_html(self._cfg_dict, short_path(self.filename or ''))
 @patch
 def __reduce__(self: Config): return Config, (self._cfg_dict, self.text, self.filename)
 @patch

@@ -13,7 +13,7 @@ from .distributed import broadcast, get_dist_info
 from .logging import get_root_logger
 from .pretrained import address_of
 
-# %% ../../nbs/foundation/50_locate.ipynb #023475ee
+# %% ../../nbs/foundation/50_locate.ipynb #200524b3
 class CheckpointError(RuntimeError):
     "A checkpoint that is not what it should be"
 
@@ -33,7 +33,8 @@ def check_hash(path: Path,             # an existing file
         while block := f.read(1 << 20): found.update(block)
     if not found.hexdigest().startswith(expected):
         raise CheckpointError(f'{path} is not the file that its name says: its SHA-256 begins with {found.hexdigest()[:len(expected)]}, '
-                              f'not with {expected} ({path.stat().st_size} bytes). It may be cut off or altered; fetch it again, or rename it if you changed it yourself')
+                              f'not with {expected} ({path.stat().st_size} bytes). It may be cut off or altered; '
+                              'fetch it again, or rename it if you changed it yourself')
 
 # %% ../../nbs/foundation/50_locate.ipynb #69a42bdf
 def cache_folder() -> Path:

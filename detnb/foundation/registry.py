@@ -73,7 +73,7 @@ def get(self: Registry, key: str) -> Any:
     if dot and scope in (self.scope, 'detnb', 'mmdet', 'mmcv') and rest in self._module_dict: return self._module_dict[rest]
     return self.parent.get(key) if self.parent is not None else None
 
-# %% ../../nbs/foundation/40_registry.ipynb #7918b1a4
+# %% ../../nbs/foundation/40_registry.ipynb #0d9e4b54
 def build_from_cfg(cfg: dict,                        # with the key `type`
                    registry: Registry,               # where to look the type up
                    default_args: dict | None = None, # arguments that the config may override
@@ -84,7 +84,8 @@ def build_from_cfg(cfg: dict,                        # with the key `type`
     for k, v in (default_args or {}).items(): args.setdefault(k, v)
     at = origin(cfg, 'type') or origin(cfg)
     if 'type' not in args:
-        raise UnknownName(f'a config for {registry.name} needs the key "type"{f", at {at}" if at else ""}; it has {", ".join(map(str, args)) or "no key"}')
+        has = ', '.join(map(str, args)) or 'no key'
+        raise UnknownName(f'a config for {registry.name} needs the key "type"{f", at {at}" if at else ""}; it has {has}')
     kind = args.pop('type')
     maker = registry.get(kind) if isinstance(kind, str) else kind
     if maker is None: raise UnknownName(_unknown(kind, registry, at))
