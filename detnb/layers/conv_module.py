@@ -88,7 +88,7 @@ def _forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tenso
 ConvModule._add_norm, ConvModule._add_activation, ConvModule.init_weights, ConvModule.forward = _add_norm, _add_activation, _init_weights, _forward
 ConvModule.norm = property(lambda self: getattr(self, self.norm_name) if self.norm_name else None)
 
-# %% ../../nbs/layers/25_conv_module.ipynb #50b980a9
+# %% ../../nbs/layers/25_conv_module.ipynb #793e2c46
 class DepthwiseSeparableConvModule(nn.Module):
     "A depthwise and a pointwise `ConvModule` (MobileNet, Howard et al., 2017)."
     def __init__(
@@ -112,7 +112,8 @@ class DepthwiseSeparableConvModule(nn.Module):
         pick = lambda own, common: common if own == 'default' else own
         self.depthwise_conv = ConvModule(in_channels, in_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, groups=in_channels,
                                          norm_cfg=pick(dw_norm_cfg, norm_cfg), act_cfg=pick(dw_act_cfg, act_cfg), **kwargs)
-        self.pointwise_conv = ConvModule(in_channels, out_channels, 1, norm_cfg=pick(pw_norm_cfg, norm_cfg), act_cfg=pick(pw_act_cfg, act_cfg), **kwargs)
+        self.pointwise_conv = ConvModule(in_channels, out_channels, 1, norm_cfg=pick(pw_norm_cfg, norm_cfg), act_cfg=pick(pw_act_cfg, act_cfg),
+                                         **kwargs)
 
     def forward(self, x: Tensor) -> Tensor: return self.pointwise_conv(self.depthwise_conv(x))
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms as _torchvision_nms
 
-# %% ../../nbs/ops/10_nms.ipynb #47bc2419
+# %% ../../nbs/ops/10_nms.ipynb #5e9f2cbd
 def pairwise_iou(
     a: Tensor,                     # (..., M, 4)
     b: Tensor,                     # (..., N, 4), with the same leading shape
 ) -> Tensor:                       # (..., M, N)
     "Intersection over union of each box with each."
     a, b = a[..., :, None, :], b[..., None, :, :]
-    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    area = lambda q: (q[..., 2:] - q[..., :2]).clamp(min=0).prod(-1)
+    side = lambda q, i: (torch.minimum(q[0][..., i + 2], q[1][..., i + 2]) - torch.maximum(q[0][..., i], q[1][..., i])).clamp_(min=0)
+    area = lambda q: side((q, q), 0) * side((q, q), 1)
+    shared = side((a, b), 0) * side((a, b), 1)
     return shared / (area(a) + area(b) - shared).clamp(min=1e-6)
 
 # %% ../../nbs/ops/10_nms.ipynb #86681585
