@@ -12,7 +12,7 @@ from ..builder import PIPELINES
 from .compose import Transform
 from .crop import crop_pixels, keep_objects
 
-# %% ../../../nbs/datasets/transforms/42_ssd_crop.ipynb #54f4eb8b
+# %% ../../../nbs/datasets/transforms/42_ssd_crop.ipynb #d6013486
 @PIPELINES.register_module()
 class Expand(Transform):
     "Lay the image on a larger canvas (SSD, Liu et al. 2016)"
@@ -31,7 +31,8 @@ class Expand(Transform):
         left, top = int(np.random.uniform(0, w * ratio - w)), int(np.random.uniform(0, h * ratio - h))
         def placed(img, fill):
             canvas = np.empty((*size, *img.shape[2:]), img.dtype)
-            canvas[:] = np.asarray(fill).astype(img.dtype)
+            canvas[0] = np.asarray(fill).astype(img.dtype)
+            canvas[1:] = canvas[0]                     # row by row is much faster than pixel by pixel
             canvas[top:top + h, left:left + w] = img
             return canvas
         results['img'] = placed(results['img'], self.mean[::-1] if self.to_rgb else self.mean)
