@@ -13,7 +13,7 @@ from ..evaluation.tables import fold, text_table
 from ..foundation.distributed import get_dist_info
 from ..foundation.errors import suggest
 
-# %% ../../nbs/datasets/25_checks.ipynb #4a5bcf71
+# %% ../../nbs/datasets/25_checks.ipynb #2e05e0d4
 def check_names(classes, # the dataset's CLASSES
                 names,   # the names that the file has
                 where: str): # the file, for the message
@@ -23,7 +23,7 @@ def check_names(classes, # the dataset's CLASSES
     each = '; '.join(f'{c!r}{suggest(c, names, 1).replace("; ", ": ")}' for c in missing[:5])
     more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     has = ', '.join(map(repr, list(names)[:12])) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
-    raise ValueError(f'{len(missing)} of {len(classes)} classes are not in {where}: {each}{more}. It has {has or "no category"}. '
+    raise ValueError(f'classes that {where} does not have ({len(missing)} of {len(classes)}): {each}{more}. It has {has or "no category"}. '
                      'Give the names of the file as classes=(...) in each of data.train, data.val and data.test')
 
 # %% ../../nbs/datasets/25_checks.ipynb #c8b600b8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CocoDataset']
 
-# %% ../../nbs/datasets/12_coco.ipynb #d9991cce
+# %% ../../nbs/datasets/12_coco.ipynb #d297f6c0
 from collections import OrderedDict
 import numpy as np
 from fastcore.basics import patch
@@ -13,6 +13,7 @@ from .builder import DATASETS
 from .checks import check_names, warn_order, warn_unused
 from .coco_file import column, pack_coco
 from .custom import CustomDataset
+from .packed import Rows
 from ..drawing.palette import COCO_PALETTE
 from ..evaluation.class_names import COCO_CLASSES
 from ..evaluation.coco import COCO, DETECTION_METRICS, METRICS, PROPOSAL_METRICS, evaluate_coco, read_coco
@@ -21,7 +22,7 @@ from ..evaluation.recall import eval_recalls
 from ..evaluation.tables import fold, text_table
 from ..foundation.logging import print_log
 
-# %% ../../nbs/datasets/12_coco.ipynb #90355386
+# %% ../../nbs/datasets/12_coco.ipynb #a72a3d20
 @DATASETS.register_module()
 class CocoDataset(CustomDataset):
     "Images and instances from a COCO JSON file"
@@ -42,11 +43,10 @@ class CocoDataset(CustomDataset):
         self.notes += notes
         if 'annotations' in data: warn_unused(self.CLASSES, self.annotations.counts(len(self.CLASSES))[0], f'{ann_file}')
         self.img_ids = [img['id'] for img in data['images']]
-        self._order = np.argsort(self.img_ids, kind='stable')
-        self._sorted_ids = np.array(self.img_ids)[self._order]
+        self._rows = Rows(self.img_ids)
         return [dict(img, filename=name) for img, name in zip(data['images'], column(data['images'], 'file_name', f'{ann_file}'))]
 
-# %% ../../nbs/datasets/12_coco.ipynb #fa6b0b9b
+# %% ../../nbs/datasets/12_coco.ipynb #8b2759dc
 @patch(as_prop=True)
 def coco(self: CocoDataset) -> COCO:
     "The file as `pycocotools` has it, read when first asked for"
@@ -57,7 +57,7 @@ def coco(self: CocoDataset) -> COCO:
 def __getstate__(self: CocoDataset): return {**self.__dict__, '_coco': None}   # workers that are started afresh need no copy
 
 @patch
-def _row(self: CocoDataset, idx): return self._order[np.searchsorted(self._sorted_ids, self.data_infos[idx]['id'])]
+def _row(self: CocoDataset, idx): return self._rows[self.data_infos[idx]['id']]
 @patch
 def get_ann_info(self: CocoDataset, idx: int) -> dict: # bboxes, labels, bboxes_ignore, labels_ignore, masks, seg_map
     "The annotations of image `idx`"

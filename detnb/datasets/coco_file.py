@@ -10,7 +10,7 @@ import numpy as np
 from .checks import check_boxes
 from .packed import PackedAnnotations
 
-# %% ../../nbs/datasets/11_coco_file.ipynb #abf15c7a
+# %% ../../nbs/datasets/11_coco_file.ipynb #74da8c7c
 def check_ids(entries: list, # dicts of `images` or `annotations`
               kind: str, where: str): # what they are, and the file, for the message
     "Raise where entries lack an id or share one"
@@ -20,7 +20,7 @@ def check_ids(entries: list, # dicts of `images` or `annotations`
     if len(set(ids)) == len(ids): return
     seen = set()
     twice = next(i for i in ids if i in seen or seen.add(i))
-    raise ValueError(f'{len(ids) - len(set(ids))} ids of {kind} in {where} are not unique, the first is {twice}')
+    raise ValueError(f'ids of {kind} in {where} are not unique: {twice} is there more than once, as are {len(ids) - len(set(ids)) - 1} more')
 
 def column(entries: list, key: str, where: str) -> list: # dicts, key, file
     "One value of each annotation or image"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['evaluate_voc']
 
-# %% ../../nbs/evaluation/45_voc.ipynb #2841f09a
+# %% ../../nbs/evaluation/45_voc.ipynb #b84ce146
 from collections import OrderedDict
 import numpy as np
-from .mean_ap import eval_map
+from .mean_ap import eval_map, print_map_summary
 from .recall import eval_recalls
 from ..foundation.logging import print_log
 
-# %% ../../nbs/evaluation/45_voc.ipynb #3af7532f
+# %% ../../nbs/evaluation/45_voc.ipynb #a97c478e
 def evaluate_voc(annotations: list,          # an image a dict: bboxes, labels, bboxes_ignore, labels_ignore
                  results: list,              # an image a list: a class an (n, 5) array; for recall an (n, 5) array
                  metric='mAP',               # 'mAP' or 'recall'
@@ -20,7 +20,8 @@ def evaluate_voc(annotations: list,          # an image a dict: bboxes, labels, 
                  proposal_nums=(100, 300, 1000), # at most so many proposals (recall)
                  iou_thr=.5,                 # one or several overlaps
                  scale_ranges=None,          # [(least, greatest side)] pixels (mAP)
-                 dataset=None,               # class names, or 'voc07' for its names and 11 points
+                 dataset=None,               # class names, or 'voc07' for 11 points
+                 names=None,                 # class names for the tables, where `dataset` does not give them
                  legacy: bool = False,       # count pixels as VOC does
                 ) -> OrderedDict:
     "Figures by name, and tables printed"
@@ -32,7 +33,9 @@ def evaluate_voc(annotations: list,          # an image a dict: bboxes, labels, 
         means = []
         for thr in thrs:
             print_log(f'\nAverage precision at an overlap of {thr:g}', logger=logger)
-            means.append(eval_map(results, annotations, scale_ranges, thr, dataset=dataset, logger=logger, use_legacy_coordinate=legacy)[0])
+            mean, classes = eval_map(results, annotations, scale_ranges, thr, dataset=dataset, logger='silent', use_legacy_coordinate=legacy)
+            print_map_summary(mean, classes, names or dataset, scale_ranges, logger)
+            means.append(mean)
             out[f'AP{round(thr * 100):02d}'] = np.round(means[-1], 3).tolist()
         return OrderedDict(mAP=float(np.mean(means)), **out)
     recalls = eval_recalls([a['bboxes'] for a in annotations], results, proposal_nums, thrs, logger=logger, use_legacy_coordinate=legacy)
