@@ -82,7 +82,7 @@ class BitmapMasks(BaseInstanceMasks):
     @property
     def areas(self): return self.masks.sum((1, 2))
 
-# %% ../../nbs/structures/20_masks.ipynb #a47edc65
+# %% ../../nbs/structures/20_masks.ipynb #ddd854e3
 def _bilinear(masks, out_shape):
     x = F.interpolate(torch.as_tensor(np.ascontiguousarray(masks))[None].float(), out_shape, mode='bilinear', align_corners=False)
     return x[0].round().numpy().astype(masks.dtype)
@@ -96,7 +96,7 @@ def resize(self: BitmapMasks, out_shape, # (height, width)
     if interpolation != 'nearest': return self._new(_bilinear(self.masks, (height, width)))
     ys = np.minimum(np.arange(height) * (self.height / height), self.height - 1).astype(int)
     xs = np.minimum(np.arange(width) * (self.width / width), self.width - 1).astype(int)
-    return self._new(self.masks[:, ys].take(xs, axis=2))
+    return self._new(self.masks.take(xs, axis=2)[:, ys])     # columns first: there are fewer rows before enlarging
 
 @patch
 def flip(self: BitmapMasks, flip_direction='horizontal'):
@@ -105,7 +105,7 @@ def flip(self: BitmapMasks, flip_direction='horizontal'):
     if step is None: raise ValueError(f"flip_direction must be horizontal, vertical or diagonal, not {flip_direction!r}")
     return self._new(self.masks[:, ::step[0], ::step[1]])
 
-# %% ../../nbs/structures/20_masks.ipynb #baee22d8
+# %% ../../nbs/structures/20_masks.ipynb #6d34bf50
 @patch
 def crop(self: BitmapMasks, bbox):
     "Cut the window `bbox` (xyxy) out of every mask"
@@ -122,8 +122,9 @@ def expand(self: BitmapMasks, expanded_h, expanded_w, top, left):
 @patch
 def pad(self: BitmapMasks, out_shape, pad_val=0):
     "Extend to the right and below to `out_shape` (height, width)"
-    below, right = out_shape[0] - self.height, out_shape[1] - self.width
-    return self._new(np.pad(self.masks, ((0, 0), (0, below), (0, right)), constant_values=pad_val))
+    canvas = np.full((len(self), *out_shape[:2]), pad_val, self.masks.dtype) if pad_val else np.zeros((len(self), *out_shape[:2]), self.masks.dtype)
+    canvas[:, :self.height, :self.width] = self.masks
+    return self._new(canvas)
 
 @patch
 def affine(self: BitmapMasks, out_shape, matrix, fill_val=0, interpolation='bilinear'):
