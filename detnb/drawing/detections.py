@@ -6,23 +6,24 @@
 __all__ = ['class_colors', 'check_detections', 'draw_detections', 'detection_picture', 'show_window', 'native_picture',
            'hand_out', 'imshow_det_bboxes', 'imshow_gt_det_bboxes', 'show_result']
 
-# %% ../../nbs/drawing/40_detections.ipynb #ad37d8b8
+# %% ../../nbs/drawing/40_detections.ipynb #0fca3ef5
 import sys, warnings
 from pathlib import Path
 import numpy as np
 from ..foundation.environment import is_notebook
 from ..structures.results import as_result
 from .boxes import draw_bboxes, draw_labels, draw_masks, label_texts, mask_arrays
-from .palette import COCO_PALETTE, get_palette
+from .palette import get_palette
 from .picture import Picture, image_picture, rgb, show_image
 
-# %% ../../nbs/drawing/40_detections.ipynb #d1b9fbc6
+# %% ../../nbs/drawing/40_detections.ipynb #ec27c82d
 def class_colors(color,      # None, a palette's name, a colour, or a list of colours; see `get_palette`
                  labels,     # (N,) class indices
+                 names=None, # names of all classes; 80 or 20 of them are COCO's or Pascal VOC's, and so are their colours
                 ) -> list:   # N colours
     "The colour of each thing by its class"
-    n = int(max(labels, default=-1)) + 1
-    colors = get_palette(('coco' if n <= len(COCO_PALETTE) else 'random') if color is None else color, n)
+    n = max(int(max(labels, default=-1)) + 1, len(names or ()))
+    colors = get_palette({80: 'coco', 20: 'voc'}.get(n, 'distinct') if color is None else color, n)
     return [colors[label] for label in labels]
 
 def check_detections(bboxes, labels, segms, class_names):
@@ -34,7 +35,7 @@ def check_detections(bboxes, labels, segms, class_names):
     if class_names is not None and len(labels) and max(labels) >= len(class_names):
         raise ValueError(f'label {max(labels)} has no name: there are {len(class_names)} class names')
 
-# %% ../../nbs/drawing/40_detections.ipynb #d112a953
+# %% ../../nbs/drawing/40_detections.ipynb #5dc49726
 def draw_detections(ax,               # the axis, with an image in box coordinates
                     bboxes=None,      # (N, 4), or (N, 5) with scores; None where there are only masks
                     labels=None,      # (N,) class indices; 0 where None
@@ -57,8 +58,8 @@ def draw_detections(ax,               # the axis, with an image in box coordinat
     if score_thr > 0 and scores is None: raise ValueError(f'score_thr={score_thr} needs boxes with a fifth column, their score')
     order = np.argsort(scores, kind='stable') if scores is not None else np.arange(n)
     if score_thr > 0: order = order[scores[order] > score_thr]
-    labels, colors = labels[order], class_colors(bbox_color, labels[order])
-    if segms: draw_masks(ax, [segms[i] for i in order], colors if mask_color is None else class_colors(mask_color, labels))
+    labels, colors = labels[order], class_colors(bbox_color, labels[order], class_names)
+    if segms: draw_masks(ax, [segms[i] for i in order], colors if mask_color is None else class_colors(mask_color, labels, class_names))
     if bboxes is None: return ax
     draw_bboxes(ax, bboxes[order], colors, thickness, linestyle=linestyle)
     if font_size:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COCO_COLOURS', 'COCO_PALETTE', 'VOC_PALETTE', 'CITYSCAPES_PALETTE', 'NAMED_PALETTES', 'rgb_of', 'palette_val',
-           'get_palette', 'readable_on']
+           'distinct_palette', 'get_palette', 'readable_on']
 
-# %% ../../nbs/drawing/10_palette.ipynb #17d7dc0e
+# %% ../../nbs/drawing/10_palette.ipynb #7aa49bb8
+from colorsys import hsv_to_rgb
 import numpy as np
 from matplotlib.colors import to_rgb
 
@@ -39,20 +40,26 @@ def palette_val(palette # a list of colours
     "Colours as matplotlib draws them"
     return [rgb_of(c) for c in palette]
 
-# %% ../../nbs/drawing/10_palette.ipynb #61b44db4
+# %% ../../nbs/drawing/10_palette.ipynb #95dc1192
+def distinct_palette(num_classes) -> list:
+    "Colours of which neighbours differ most: hues a golden section apart"
+    hues = [i * .618034 % 1 for i in range(num_classes)]
+    return [tuple(round(255 * c) for c in hsv_to_rgb(h, .85, (.95, .75)[i // 2 % 2])) for i, h in enumerate(hues)]
+
 NAMED_PALETTES = dict(coco=COCO_PALETTE, voc=VOC_PALETTE, citys=CITYSCAPES_PALETTE)
 
-def get_palette(palette,     # 'random' or None, 'coco', 'voc', 'citys', one colour for all, or a list of colours
+def get_palette(palette,     # 'random' or None, 'distinct', 'coco', 'voc', 'citys', one colour for all, or a list of colours
                 num_classes, # how many colours are needed
                ) -> list:    # at least `num_classes` colours, RGB 0..255
     "A colour for each class"
     if palette is None or isinstance(palette, str) and palette == 'random':
         return [tuple(c) for c in np.random.RandomState(42).randint(0, 256, size=(num_classes, 3)).tolist()]
+    if isinstance(palette, str) and palette == 'distinct': return distinct_palette(num_classes)
     if isinstance(palette, str) and palette in NAMED_PALETTES: colours = NAMED_PALETTES[palette]
     elif isinstance(palette, str):
         try: colours = [tuple(round(255 * c) for c in to_rgb(palette))] * num_classes
         except ValueError as e:
-            raise ValueError(f'no palette or colour {palette!r}: take random, {", ".join(NAMED_PALETTES)} or a colour name') from e
+            raise ValueError(f'no palette or colour {palette!r}: take random, distinct, {", ".join(NAMED_PALETTES)} or a colour name') from e
     elif len(palette) == 3 and all(isinstance(c, (int, float)) for c in palette): colours = [tuple(palette)] * num_classes
     else: colours = list(palette)
     if len(colours) < num_classes: raise ValueError(f'the palette has {len(colours)} colours for {num_classes} classes')
