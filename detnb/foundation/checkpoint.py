@@ -6,8 +6,8 @@
 __all__ = ['read_checkpoint', 'state_dict_of', 'LoadReport', 'load_state_dict', 'load_checkpoint', 'load_checkpoint_with_prefix',
            'weights_to_cpu', 'get_state_dict', 'save_checkpoint']
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #8b54dd42
-import argparse, collections, os, pickle, re, time, zipfile
+# %% ../../nbs/foundation/52_checkpoint.ipynb #92510fba
+import argparse, collections, os, re, time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +37,11 @@ def _allow_plain() -> None:
 
 _allow_plain()
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #48c44294
+# %% ../../nbs/foundation/52_checkpoint.ipynb #47f46514
 def _why(path: Path, e: Exception) -> str:
     size, text = path.stat().st_size, str(e)
     with open(path, 'rb') as f: head = f.read(16)
+    if 'CUDA' in text or 'out of memory' in text: return text.splitlines()[0]
     if size == 0: return 'the file is empty'
     if head[:2] != b'PK' and head[:1] != b'\x80':
         kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head.startswith(b'version https') else 'something else'
@@ -52,7 +53,7 @@ def _why(path: Path, e: Exception) -> str:
                 "write it anew where it was made, with torch.save({'state_dict': model.state_dict()}, ...)")
     return f'the file is cut off or damaged ({size} bytes): {text.splitlines()[0][:100] if text else type(e).__name__}'
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #ea0a914e
+# %% ../../nbs/foundation/52_checkpoint.ipynb #55e46269
 def read_checkpoint(filename: str | os.PathLike, # whatever `locate` finds
                     map_location: Any = 'cpu',   # device for the tensors
                    ) -> dict:                    # what the file holds
@@ -64,7 +65,7 @@ def read_checkpoint(filename: str | os.PathLike, # whatever `locate` finds
         try: return dict(state_dict=OrderedDict(load_file(path, device=str(map_location or 'cpu'))))
         except SafetensorError as e: raise CheckpointError(f'cannot read {path}: the file is cut off or damaged ({e})') from e
     try: found = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, OverflowError) as e:
+    except Exception as e:      # a broken file makes torch stumble in many ways
         raise CheckpointError(f'cannot read {path}: {_why(path, e)}') from e
     if not isinstance(found, dict): raise CheckpointError(f'{path} holds a {type(found).__name__}, not a dict of weights')
     return found

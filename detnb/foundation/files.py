@@ -30,16 +30,16 @@ def atomic_write(path: str | os.PathLike, # where the file shall be
         os.unlink(temporary)
         raise
 
-# %% ../../nbs/foundation/10_files.ipynb #d868f84c
+# %% ../../nbs/foundation/10_files.ipynb #950ed60d
 class PlainUnpickler(pickle.Unpickler):
     "Reads numbers, strings, containers and NumPy arrays; refuses whatever could run code"
     modules = ('numpy', 'numpy.core.multiarray', 'numpy._core.multiarray', 'numpy.core.numeric', 'numpy._core.numeric', 'numpy.dtypes')
     names = ('ndarray', 'dtype', '_reconstruct', 'scalar', '_frombuffer')
-    builtin = ('set', 'frozenset', 'slice', 'range', 'complex', 'bytearray')
+    builtin = ('set', 'frozenset', 'slice', 'range', 'xrange', 'complex', 'bytes', 'bytearray')
 
     def find_class(self, module, name):
         if module in self.modules and (name in self.names or module == 'numpy.dtypes'): return super().find_class(module, name)
-        if module == 'builtins' and name in self.builtin: return super().find_class(module, name)
+        if module in ('builtins', '__builtin__') and name in self.builtin: return super().find_class(module, name)
         if (module, name) in (('collections', 'OrderedDict'), ('_codecs', 'encode')): return super().find_class(module, name)
         raise pickle.UnpicklingError(f'this pickle asks for {module}.{name}, which plain data does not need. '
                                      'If you made the file yourself, read it with load(path, trust=True)')
