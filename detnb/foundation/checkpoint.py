@@ -22,18 +22,19 @@ from .files import atomic_write
 from .locate import CheckpointError, CheckpointNotFound, locate
 from .logging import print_log
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #fa0fad6a
+# %% ../../nbs/foundation/52_checkpoint.ipynb #d5d6f129
 def _allow_plain() -> None:
     "Let torch's safe reader know NumPy's numbers and arrays"
-    numeric = [np.ndarray, np.dtype, argparse.Namespace, collections.defaultdict, *(type(np.dtype(c)) for c in '?bBhHiIlLqQefdU')]
+    import _codecs
     core = getattr(np, '_core', None) or np.core      # NumPy 2 moved it; files carry the old name or the new one
-    functions = dict(scalar=core.multiarray.scalar, _reconstruct=core.multiarray._reconstruct)
-    torch.serialization.add_safe_globals(numeric + list(functions.values()))
-    try:
-        both = [(f, f'{m}.multiarray.{n}') for n, f in functions.items() for m in ('numpy.core', 'numpy._core')]
-        import _codecs
-        torch.serialization.add_safe_globals([*both, (_codecs.encode, '_codecs.encode')])
-    except (TypeError, AttributeError): pass          # torch before 2.6 takes no pairs; then only files of the same NumPy carry scalars
+
+    def known_as(module, f):                          # the reader goes by the name that a function says it has
+        def call(*args): return f(*args)
+        call.__module__, call.__name__ = module, f.__name__
+        return call
+    functions = [known_as(f'{m}.multiarray', f) for m in ('numpy.core', 'numpy._core') for f in (core.multiarray.scalar, core.multiarray._reconstruct)]
+    types = [np.ndarray, np.dtype, argparse.Namespace, collections.defaultdict, *(type(np.dtype(c)) for c in '?bBhHiIlLqQefdU')]
+    torch.serialization.add_safe_globals([*types, *functions, known_as('_codecs', _codecs.encode)])
 
 _allow_plain()
 
