@@ -115,10 +115,13 @@ def test_bad_settings_are_refused(bad):
 AUGMENTS = [dict(type='Expand', ratio_range=(1, 3), prob=1.), dict(type='MinIoURandomCrop'), dict(type='RandomCrop', crop_size=(.6, .6), crop_type='relative_range'),
             dict(type='Resize', img_scale=[(200, 100), (300, 200)], multiscale_mode='range'), dict(type='RandomFlip', flip_ratio=[.3, .3, .3],
             direction=['horizontal', 'vertical', 'diagonal']), dict(type='RandomShift', shift_ratio=1.), dict(type='PhotoMetricDistortion'), dict(type='Pad', size_divisor=32)]
+POLICIES = [[dict(type='Rotate', level=6), dict(type='ColorTransform', level=8)], [dict(type='Shear', level=6), dict(type='EqualizeTransform')],
+            [dict(type='Translate', level=1, direction='vertical'), dict(type='ContrastTransform', level=2), dict(type='BrightnessTransform', level=8)]]
 
 
-def test_boxes_labels_and_masks_stay_together():
-    pipeline, kept = Compose(AUGMENTS), 0
+@pytest.mark.parametrize('steps', [AUGMENTS, [dict(type='AutoAugment', policies=POLICIES), *AUGMENTS[3:]]], ids=['ssd', 'auto'])
+def test_boxes_labels_and_masks_stay_together(steps):
+    pipeline, kept = Compose(steps), 0
     for seed in range(40):
         with seeded(seed): out = pipeline(shapes_sample(seed))
         if out is None: continue
