@@ -6,10 +6,12 @@
 __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile',
            'LoadImageFromWebcam', 'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale',
            'RandomFlip', 'Normalize', 'Pad', 'RandomCrop', 'RandomShift', 'Expand', 'MinIoURandomCrop',
-           'PhotoMetricDistortion', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle', 'ImageToTensor',
-           'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor']
+           'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
+           'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect',
+           'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists',
+           'replace_ImageToTensor', 'to_tensor']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #00cdbd50
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #7e825505
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
@@ -19,12 +21,16 @@ from .pad_normalize import Normalize, Pad
 from .crop import RandomCrop, RandomShift
 from .ssd_crop import Expand, MinIoURandomCrop
 from .photometric import PhotoMetricDistortion
+from .warps import Rotate, Shear, Translate
+from .tone import BrightnessTransform, ColorTransform, ContrastTransform, EqualizeTransform
+from .auto_augment import AutoAugment, CutOut
 from .views import MultiScaleFlipAug
 from .formatting import (Collect, DefaultFormatBundle, ImageToTensor, ToDataContainer, ToTensor, Transpose,
                                                   WrapFieldsToLists, replace_ImageToTensor, to_tensor)
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #67801234
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #e65f8b28
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop', 'RandomShift',
-         'Expand', 'MinIoURandomCrop', 'PhotoMetricDistortion', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle', 'ImageToTensor',
+         'Expand', 'MinIoURandomCrop', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
+         'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle', 'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor']
