@@ -10,7 +10,7 @@ __all__ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDatas
            'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
            'get_classes', 'COCO']
 
-# %% ../../nbs/datasets/00_datasets.ipynb #32c3774d
+# %% ../../nbs/datasets/00_datasets.ipynb #95a85741
 from .builder import DATASETS, PIPELINES, build_dataset
 from .custom import CustomDataset
 from .coco import CocoDataset
@@ -23,6 +23,7 @@ from .samplers import (ClassAwareSampler, DistributedGroupSampler, DistributedSa
 from .loader import build_dataloader, collate
 from .shapes import make_shapes, shapes_batch, shapes_sample
 from .transforms import Compose, replace_ImageToTensor, show_steps
+from .show import shown_masks # the module gives datasets their `show`
 from ..evaluation.class_names import get_classes
 from ..evaluation.coco import COCO
 

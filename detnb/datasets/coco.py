@@ -100,7 +100,7 @@ def format_results(self: CocoDataset, results: list, jsonfile_prefix: str | None
     folder = None if jsonfile_prefix else tempfile.TemporaryDirectory()
     return self.results2json(results, jsonfile_prefix or f'{folder.name}/results'), folder
 
-# %% ../../nbs/datasets/12_coco.ipynb #708a5d85
+# %% ../../nbs/datasets/12_coco.ipynb #fad13177
 @patch
 def evaluate(self: CocoDataset,
              results: list,                  # an image an entry
@@ -127,17 +127,24 @@ def evaluate(self: CocoDataset,
         items = list(metric_items or (PROPOSAL_METRICS if m == 'proposal' else DETECTION_METRICS))
         figures = evaluate_coco(self.coco, records[m], 'segm' if m == 'segm' else 'bbox', self._ids(), self.cat_ids,
                                 proposal_nums, iou_thrs, use_cats=m != 'proposal')
+        self.figures = {**getattr(self, 'figures', {}), m: figures}
         print_log(figures.lines(items), logger=logger)
-        if classwise and m != 'proposal': print_log(self._classwise(figures, m), logger=logger)
+        if classwise and m != 'proposal': print_log(self._classwise(m), logger=logger)
         out.update({i if m == 'proposal' else f'{m}_{i}': round(figures[i], 4) for i in items})
         if m != 'proposal': out[f'{m}_mAP_copypaste'] = ' '.join(f'{figures[i]:.4f}' for i in DETECTION_METRICS)
     return out
 
-# %% ../../nbs/datasets/12_coco.ipynb #04106957
+# %% ../../nbs/datasets/12_coco.ipynb #4b2a6d32
 @patch
-def _classwise(self: CocoDataset, figures, metric) -> str: # the tables of an evaluation
-    ap = dict(zip(figures.cat_ids, figures.per_class()))
-    rows = [[name, float(ap[i])] for name, i in zip(self.CLASSES, self.cat_ids)]
+def class_ap(self: CocoDataset, metric: str = 'bbox') -> dict: # name -> AP, NaN where there was nothing to find
+    "AP of each class in the last evaluation"
+    if metric not in getattr(self, 'figures', {}): raise KeyError(f'{metric} was not evaluated on this dataset yet')
+    ap = dict(zip(self.figures[metric].cat_ids, self.figures[metric].per_class().tolist()))
+    return {name: ap[i] for name, i in zip(self.CLASSES, self.cat_ids)}
+
+@patch
+def _classwise(self: CocoDataset, metric: str) -> str:
+    rows = [[name, ap] for name, ap in self.class_ap(metric).items()]
     return '\n' + text_table(*fold(['class', 'AP'], rows), title=f'{metric} class by class')
 
 @patch
