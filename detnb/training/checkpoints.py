@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .hooks import HOOKS, Hook
 
-# %% ../../nbs/training/40_checkpoints.ipynb #9807e10c
+# %% ../../nbs/training/40_checkpoints.ipynb #1cc5a942
 @HOOKS.register_module()
 class CheckpointHook(Hook):
     "Saves a checkpoint every `interval` epochs or iterations"
@@ -22,9 +22,10 @@ class CheckpointHook(Hook):
                  max_keep_ckpts: int = -1,     # how many to keep; -1: all
                  save_last: bool = True,       # also when training ends
                  create_symlink: bool = True,  # let latest.pth lead to the newest
-                 **meta):                      # goes into the checkpoint's meta
+                 meta: dict | None = None,     # goes into the checkpoint's meta
+                 sync_buffer: bool = False, file_client_args: dict | None = None): # kept for MMDetection's signature
         self.interval, self.by_epoch, self.save_optimizer, self.out_dir = interval, by_epoch, save_optimizer, out_dir
-        self.max_keep_ckpts, self.save_last, self.create_symlink, self.meta = max_keep_ckpts, save_last, create_symlink, meta
+        self.max_keep_ckpts, self.save_last, self.create_symlink, self.meta = max_keep_ckpts, save_last, create_symlink, meta or {}
 
     def before_run(self, runner):
         self.folder = Path(self.out_dir)/Path(runner.work_dir).name if self.out_dir else Path(runner.work_dir)

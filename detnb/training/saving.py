@@ -36,7 +36,7 @@ class SavesAndStops:
         if create_symlink: point_latest(path)
         return str(path)
 
-# %% ../../nbs/training/19_saving.ipynb #d5bec9d1
+# %% ../../nbs/training/19_saving.ipynb #7b5354cf
 class _Resumes:
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False, **kw) -> dict:
         "Take the weights alone"
@@ -53,7 +53,8 @@ class _Resumes:
         self.meta.update({k: meta[k] for k in ('hook_msgs', 'seed', 'exp_name', 'fp16') if k in meta})
         if resume_optimizer and self.optimizer is not None and 'optimizer' in ckpt:
             load_optimizer(self.optimizer, ckpt['optimizer'], unwrap(self.model))
-        self._replay = (self.done_inner, ckpt.get('epoch_random_state'), ckpt.get('random_state'))
+        dice = ckpt.get('random_state')
+        self._replay = (self.done_inner, ckpt.get('epoch_random_state'), dice) if self.done_inner else (0, dice, None)
         self.logger.info('resumed epoch %d, iter %d', self.epoch, self.iter)
 
 for _k in ('load_checkpoint', 'resume'): setattr(SavesAndStops, _k, vars(_Resumes)[_k])
