@@ -22,7 +22,7 @@ from .files import atomic_write
 from .locate import CheckpointError, CheckpointNotFound, locate
 from .logging import print_log
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #2d632814
+# %% ../../nbs/foundation/52_checkpoint.ipynb #87bade1d
 def _allow_plain() -> None:
     "Let torch's safe reader know NumPy's numbers and arrays"
     import _codecs
@@ -32,7 +32,8 @@ def _allow_plain() -> None:
         def call(*args): return f(*args)
         call.__module__, call.__name__, call.__qualname__ = module, f.__name__, f.__name__
         return call
-    functions = [known_as(f'{m}.multiarray', f) for m in ('numpy.core', 'numpy._core') for f in (core.multiarray.scalar, core.multiarray._reconstruct)]
+    made = core.multiarray.scalar, core.multiarray._reconstruct
+    functions = [known_as(f'{m}.multiarray', f) for m in ('numpy.core', 'numpy._core') for f in made]
     types = [np.ndarray, np.dtype, argparse.Namespace, collections.defaultdict, *(type(np.dtype(c)) for c in '?bBhHiIlLqQefdU')]
     torch.serialization.add_safe_globals([*types, *functions, known_as('_codecs', _codecs.encode)])
 

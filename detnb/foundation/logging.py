@@ -10,14 +10,13 @@ import logging, os, sys
 
 from .distributed import get_dist_info
 
-# %% ../../nbs/foundation/70_logging.ipynb #847f80fd
+# %% ../../nbs/foundation/70_logging.ipynb #5079cd45
 LAYOUT = '%(asctime)s - %(name)s - %(levelname)s - %(message)s'
 
 class CellHandler(logging.StreamHandler):
-    "Writes to whatever stdout or stderr is at the moment, so that lines land in the cell that runs"
+    "Writes to whatever stdout is at the moment, so that lines land in the cell that runs"
     def __init__(self): logging.Handler.__init__(self)
-    @property
-    def stream(self): return sys.stderr if 'pytest' in sys.modules else sys.stdout
+    stream = property(lambda self: sys.stdout)
 
 def get_logger(name: str,                      # such as 'detnb'; a child 'detnb.x' passes its lines up
                log_file: str | None = None,    # also write there (first process only)
