@@ -30,13 +30,14 @@ def settle(value: Any) -> Any:
     if isinstance(value, dict): return ConfigDict({k: settle(v) for k, v in value.items()})
     return type(value)(settle(v) for v in value) if type(value) in (list, tuple) else value
 
-# %% ../../nbs/foundation/18_operations.ipynb #9921758f
+# %% ../../nbs/foundation/18_operations.ipynb #48a0f231
 def _range(*args):
     r = range(*args)
     if len(r) > 1e6: raise ValueError(f'a range of {len(r)} is too long for a config')
     return r
 
-BUILTINS = {f.__name__: f for f in (list, tuple, set, slice, len, min, max, sum, abs, round, sorted, reversed, enumerate, zip, any, all, int, float, str, bool)}
+BUILTINS = {f.__name__: f for f in (list, tuple, set, slice, len, min, max, sum, abs, round, sorted, reversed, enumerate, zip, any, all,
+                                    int, float, str, bool)}
 BUILTINS['range'] = _range
 METHODS = {
     str: 'upper lower title capitalize strip lstrip rstrip split rsplit splitlines join replace startswith endswith removeprefix removesuffix '
