@@ -11,6 +11,7 @@ from detnb.datasets.transforms import Compose, LoadAnnotations, LoadImageFromFil
 from detnb.foundation.environment import data_root
 from detnb.foundation.images import imread
 from detnb.structures.masks import BitmapMasks
+from detnb.structures.polygons import PolygonMasks
 
 figures = json.loads((Path(__file__).parent/'figures'/'pipelines.json').read_text())
 demo = data_root() and data_root()/'demo'/'demo.jpg'
@@ -134,6 +135,20 @@ def test_boxes_labels_and_masks_stay_together(steps):
         assert (tight[seen, :2] >= boxes[seen, :2] - 2).all() and (tight[seen, 2:] <= boxes[seen, 2:] + 2).all()
         kept += 1
     assert kept > 20
+
+
+def test_polygons_follow_like_bitmaps():
+    pipeline = Compose([s for s in AUGMENTS if s['type'] != 'RandomShift'])
+    for seed in range(20):
+        boxes = shapes_sample(seed)['gt_bboxes']
+        polygons = PolygonMasks([[b[[0, 1, 2, 1, 2, 3, 0, 3]]] for b in boxes], 120, 160)
+        outs = []
+        for masks in (polygons, polygons.to_bitmap()):
+            with seeded(seed): outs.append(pipeline(dict(shapes_sample(seed), gt_masks=masks)))
+        if outs[0] is None: continue
+        a, b = (o['gt_masks'].to_ndarray() for o in outs)
+        assert a.shape == b.shape and isinstance(outs[0]['gt_masks'], PolygonMasks)
+        assert (a != b).mean() < .02          # bitmaps are resized by the nearest pixel, polygons exactly
 
 
 def test_same_seed_same_result():

@@ -12,7 +12,7 @@ from ..builder import PIPELINES
 from .compose import Transform
 from .crop import crop_pixels, keep_objects
 
-# %% ../../../nbs/datasets/transforms/42_ssd_crop.ipynb #d6013486
+# %% ../../../nbs/datasets/transforms/42_ssd_crop.ipynb #b555a056
 @PIPELINES.register_module()
 class Expand(Transform):
     "Lay the image on a larger canvas (SSD, Liu et al. 2016)"
@@ -24,6 +24,8 @@ class Expand(Transform):
         self.mean, self.to_rgb, self.ratio_range, self.seg_ignore_label, self.prob = tuple(mean), to_rgb, ratio_range, seg_ignore_label, prob
 
     def __call__(self, results):
+        if results.get('seg_fields') and self.seg_ignore_label is None:
+            raise ValueError('Expand: this sample has semantic maps; seg_ignore_label must say what to fill them with')
         if np.random.uniform(0, 1) > self.prob: return results
         h, w, c = results['img'].shape
         ratio = np.random.uniform(*self.ratio_range)
