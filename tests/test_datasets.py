@@ -1,5 +1,6 @@
 "Datasets: real files, wrong files, what is left out, wrappers, and the checks before training"
-import json, pickle, warnings
+import gzip, json, pickle, warnings
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
@@ -214,8 +215,24 @@ def test_blood_cells(split, images):
     cfg = dict(type='VOCDataset', ann_file=f'{root}/ImageSets/Main/{split}.txt', img_prefix=root, pipeline=[], classes=('RBC', 'WBC', 'Platelets'))
     ds = build_dataset(cfg)
     assert len(ds) == images and ds.get_ann_info(0)['bboxes'].dtype == np.float32
+    counts = dict(train=[2381, 214, 209], val=[967, 87, 83])[split]       # one cell in each is a pixel wide, which only testing keeps
+    test_set = build_dataset(cfg, dict(test_mode=True))
+    assert ds.summary().boxes.tolist() == counts and test_set.summary().boxes.tolist() == [counts[0] + 1, *counts[1:]]
+    assert '1 boxes thinner than a pixel left out' in str(ds) and not test_set.notes
     with pytest.raises(ValueError, match="'Platelet': did you mean 'Platelets'"): build_dataset(dict(cfg, classes=('RBC', 'WBC', 'Platelet')))
     with pytest.raises(ValueError, match='20 of 20'): build_dataset({k: v for k, v in cfg.items() if k != 'classes'})
+
+
+def test_blood_cells_give_mmdetections_figures():
+    "From the XML files through the dataset: the same numbers of boxes and (but for equal scores) the same AP"
+    root, d = data('bccd'), json.load(gzip.open(Path(__file__).parent / 'figures/eval_voc.json.gz'))
+    ds = XMLDataset(ann_file=f'{root}/ImageSets/Main/val.txt', img_prefix=root, pipeline=[], classes=tuple(d['classes']), test_mode=True)
+    rows = np.array(d['dets'])
+    results = [[rows[(rows[:, 0] == i) & (rows[:, 1] == c), 2:].astype(np.float32) for c in range(3)] for i in range(len(ds))]
+    got = ds.evaluate(results, iou_thr=[.5, .75], logger='silent')
+    assert got['AP50'] == pytest.approx(d['expected']['area@0.5']['mAP'], abs=1e-3)
+    assert got['AP75'] == pytest.approx(d['expected']['area@0.75']['mAP'], abs=1e-3)
+    assert [len(ds.get_ann_info(i)['labels']) for i in range(len(ds))] == [len(g) for g in d['gts']]
 
 
 def xml_folder(path, **sizes):

@@ -50,7 +50,7 @@ class CustomDataset(PipelineDataset):
             self._set_group_flag()
         self.pipeline = Compose(pipeline)
 
-# %% ../../nbs/datasets/10_custom.ipynb #73cb927e
+# %% ../../nbs/datasets/10_custom.ipynb #b1713bcf
 @patch(cls_method=True)
 def get_classes(cls: CustomDataset, classes=None): # None, a file with a name a line, or a tuple or list of names
     "The class names that a `classes` argument means"
@@ -75,7 +75,7 @@ def load_proposals(self: CustomDataset, proposal_file: str) -> list: # (n, 4) or
 
 @patch
 def _pack(self: CustomDataset, infos) -> PackedList:
-    infos, counts, notes = pack_infos(infos, self.ann_file, None if self.CLASSES is None else len(self.CLASSES))
+    infos, counts, notes = pack_infos(infos, self.ann_file, None if self.CLASSES is None else len(self.CLASSES), self.test_mode)
     self.notes += notes
     if counts is not None: warn_unused(self.CLASSES, counts, str(self.ann_file))
     return infos

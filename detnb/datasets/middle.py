@@ -36,7 +36,7 @@ def tidy(info: dict,       # an entry of the middle format
         ann['bboxes' + suffix], ann['labels' + suffix] = boxes.reshape(-1, 4), labels
     return {**info, 'ann': ann}
 
-# %% ../../nbs/datasets/09_middle.ipynb #a33ecdaa
+# %% ../../nbs/datasets/09_middle.ipynb #3ae1dc5e
 def drop_boxes(info: dict, keep: np.ndarray, # an entry, and which of its boxes (n,) bool stay
               ) -> dict:
     "An entry without some of its boxes"
@@ -47,6 +47,7 @@ def drop_boxes(info: dict, keep: np.ndarray, # an entry, and which of its boxes 
 def pack_infos(infos: list,   # entries in the middle format; without `ann` for a test set
                ann_file: str, # for messages
                num_classes,   # labels must be below; None: not known
+               thin_too: bool = False, # keep boxes thinner than a pixel
               ) -> tuple:     # PackedList of tidy entries, boxes of each class (or None), notes on what was left out
     "Check and pack a whole list"
     infos = [tidy(info, f'entry {i} of {ann_file}', num_classes) for i, info in enumerate(infos)]
@@ -55,7 +56,7 @@ def pack_infos(infos: list,   # entries in the middle format; without `ann` for 
     within = np.concatenate([np.arange(len(infos[i]['ann']['labels'])) for i in have] or [np.zeros(0, int)])
     boxes = np.concatenate([infos[i]['ann']['bboxes'] for i in have] or [np.zeros((0, 4))])
     sizes = [(infos[i].get('width', 0), infos[i].get('height', 0)) for i in image]
-    empty = check_boxes(boxes, sizes, lambda n: f'{infos[image[n]]["filename"]}, box {within[n]}', str(ann_file))
+    empty = check_boxes(boxes, sizes, lambda n: f'{infos[image[n]]["filename"]}, box {within[n]}', str(ann_file)) & (not thin_too)
     for i in np.unique(image[empty]): infos[i] = drop_boxes(infos[i], ~empty[image == i])
     labels = np.concatenate([infos[i]['ann']['labels'] for i in have] or [np.zeros(0, int)])
     counts = np.bincount(labels, minlength=num_classes) if num_classes and have else None

@@ -79,7 +79,7 @@ class XMLDataset(CustomDataset):
         "The annotations of image `idx`"
         return self.annotations[self._rows[self.data_infos[idx]['id']]]
 
-# %% ../../nbs/datasets/14_voc.ipynb #79f7e8c9
+# %% ../../nbs/datasets/14_voc.ipynb #75bdeea7
 @patch
 def _pack_objects(self: XMLDataset, infos: list, found: list): # found: (image, name, box, difficult)
     names, where = Counter(f[1] for f in found), str(self.ann_file)
@@ -89,7 +89,7 @@ def _pack_objects(self: XMLDataset, infos: list, found: list): # found: (image, 
     boxes = np.array([f[2] for f in found], float).reshape(-1, 4)
     rows = np.array([f[0] for f in found], int)
     sizes = np.array([(i['width'], i['height']) for i in infos], float).reshape(-1, 2)[rows]
-    empty = check_boxes(boxes, sizes, lambda n: f'image {infos[rows[n]]["id"]}, a {found[n][1]}', where)
+    empty = check_boxes(boxes, sizes, lambda n: f'image {infos[rows[n]]["id"]}, a {found[n][1]}', where) & (not self.test_mode)
     small = (boxes[:, 2:] - boxes[:, :2] < (self.min_size or 0)).any(1) & (not self.test_mode)
     labels, difficult = (np.array([g(f) for f in found], t) for g, t in ((lambda f: label[f[1]], int), (lambda f: f[3], bool)))
     self.annotations = PackedAnnotations(rows[~empty], boxes[~empty], labels[~empty], (difficult | small)[~empty], len(infos))
