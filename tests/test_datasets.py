@@ -285,3 +285,17 @@ def test_unknown_type_and_argument(tmp_path):
     with pytest.raises(KeyError, match="did you mean 'CocoDataset'"): build_dataset(dict(cfg, type='CocoDatset'))
     with pytest.raises(TypeError, match="takes no argument 'img_prefx'"): build_dataset(dict(cfg, img_prefx='x'))
     assert 'CustomDataset' in DATASETS
+
+
+def test_num_classes_of_real_detectors(tmp_path):
+    "A Faster R-CNN with COCO's 80 classes on two classes: file and line are told; an RPN knows one class and passes"
+    from detnb import Config
+    from detnb.models import build_detector
+    ds = CocoDataset(coco_file(tmp_path / 'a.json'), [], PETS)
+    with torch.device('meta'):
+        cfg = Config.fromfile('faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py')
+        with pytest.raises(ValueError, match=r'model.roi_head.bbox_head.num_classes is 80 \(.*faster_rcnn_r50_fpn.py:\d+\)'):
+            check_classes(build_detector(cfg.model), ds, cfg)
+        cfg.model.roi_head.bbox_head.num_classes = 2
+        check_classes(build_detector(cfg.model), ds, cfg)
+        check_classes(build_detector(Config.fromfile('rpn/rpn_r50_fpn_1x_coco.py').model), ds)
