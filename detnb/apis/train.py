@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'check_keys', 'loader_args', 'auto_scale_lr', 'pick_device', 'DistributedModel', 'place_model',
-           'optimizer_config', 'make_runner', 'add_evaluation', 'train_detector', 'begin_from']
+           'optimizer_config', 'make_runner', 'add_evaluation', 'train_detector', 'resume_path', 'choose_seed',
+           'begin_from']
 
-# %% ../../nbs/apis/10_train.ipynb #a87de2cd
+# %% ../../nbs/apis/10_train.ipynb #d7e813fc
 import difflib, time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..datasets.builder import build_dataset
 from ..datasets.checks import check_classes
 from ..datasets.loader import build_dataloader
 from ..datasets.transforms import replace_ImageToTensor
+from ..foundation.checkpoint import read_checkpoint
 from ..foundation.config_dict import origin
 from ..foundation.distributed import get_dist_info, unwrap
 from ..foundation.environment import collect_env, is_notebook
@@ -151,12 +153,10 @@ def train_detector(model: nn.Module,
             logger.removeHandler(h)
             h.close()
 
-# %% ../../nbs/apis/10_train.ipynb #77973c82
+# %% ../../nbs/apis/10_train.ipynb #f3d1859c
 def _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger):
-    seed = cfg.get('seed')
-    if seed is None:
-        cfg.seed = seed = init_random_seed()
-        set_random_seed(seed)
+    if cfg.get('seed') is None: set_random_seed(choose_seed(cfg))
+    seed = cfg.seed
     if cfg.get('cudnn_benchmark'): torch.backends.cudnn.benchmark = True
     auto_scale_lr(cfg, get_dist_info()[1], logger)
     meta = {'env_info': '\n'.join(f'{k}: {v}' for k, v in collect_env().items()), 'config': getattr(cfg, 'pretty_text', str(cfg)), 'seed': seed,
@@ -171,10 +171,22 @@ def _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger)
     runner.run(loaders, cfg.get('workflow', [('train', 1)]))
     return runner
 
-# %% ../../nbs/apis/10_train.ipynb #432cac6c
+# %% ../../nbs/apis/10_train.ipynb #5a46de38
+def resume_path(cfg: Any) -> str | None:
+    "The checkpoint that a config wants to go on from"
+    return cfg.get('resume_from') or (find_latest_checkpoint(cfg.work_dir) if cfg.get('auto_resume') and cfg.get('work_dir') else None)
+
+def choose_seed(cfg: Any) -> int:
+    "The config's seed, else that of the run that is resumed (order and augmentation depend on it), else a new one"
+    if cfg.get('seed') is None:
+        path = resume_path(cfg)
+        meta = (read_checkpoint(path).get('meta') or {}) if path else {}
+        cfg.seed = init_random_seed(meta.get('seed'))
+    return cfg.seed
+
 def begin_from(runner, cfg: Any) -> None:
     "Resume, or load weights, or begin from what the model has"
-    resume = cfg.get('resume_from') or (find_latest_checkpoint(runner.work_dir) if cfg.get('auto_resume') else None)
+    resume = resume_path(cfg)
     if resume: runner.resume(resume)
     elif cfg.get('load_from'): runner.load_checkpoint(cfg.load_from)
     elif getattr(unwrap(runner.model), 'is_init', True) is False:

@@ -39,7 +39,7 @@ def top_parser() -> argparse.ArgumentParser:
     parser.add_argument('options', nargs=argparse.REMAINDER, help='what that command takes')
     return parser
 
-# %% ../../nbs/cli/10_main.ipynb #1538eacb
+# %% ../../nbs/cli/10_main.ipynb #274496a9
 SLIPS = (FileNotFoundError, UnknownName, ConfigError)
 
 class UsageError(ValueError):
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         command = importlib.import_module(f'detnb.cli.{args.command}')
         return command.run(command.parser().parse_args(args.options)) or 0
     except SystemExit as e: return e.code or 0             # argparse ends so, after its own message
-    except KeyboardInterrupt as e:
-        print(f'\n{e}' if str(e) else '\nstopped', file=sys.stderr)
+    except KeyboardInterrupt:                              # the run has said where its checkpoint is
+        print('\nstopped', file=sys.stderr)
         return 130
     except UsageError as e:
         print(told(e), file=sys.stderr)

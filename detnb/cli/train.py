@@ -12,7 +12,7 @@ from pathlib import Path
 from .main import add_config_options, add_launcher, make_parser, read_config
 from ..foundation.config import Config, DictAction
 
-# %% ../../nbs/cli/20_train.ipynb #251d4b68
+# %% ../../nbs/cli/20_train.ipynb #752d6e4e
 EXAMPLES = '''examples:
   detnb train faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py
   detnb train my_config.py --work-dir runs/b --seed 0 --cfg-options optimizer.lr=0.005 data.samples_per_gpu=4
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add('--gpu-ids', type=int, nargs='+', help='(old) the first is used')
     add('--gpu-id', type=int, default=0, help='which GPU')
     add('--device', help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    add('--seed', type=int, help='seed of everything random (default: a new one, which the log tells)')
+    add('--seed', type=int, help='seed of everything random (default: the resumed run\'s, else a new one, which the log tells)')
     add('--diff-seed', action='store_true', help='another seed in each process')
     add('--deterministic', action='store_true', help='repeatable GPU kernels')
     add('--auto-scale-lr', action='store_true', help="scale the learning rate by the batch size against the config's auto_scale_lr.base_batch_size")
@@ -65,22 +65,22 @@ def datasets_of(cfg: Config) -> list:
         found.append(build_dataset(val))
     return found
 
-# %% ../../nbs/cli/20_train.ipynb #f08dcde1
+# %% ../../nbs/cli/20_train.ipynb #e450103c
 def run(args: argparse.Namespace) -> int:
     "Train as the options say"
     cfg = read_config(args.config, args.cfg_options)
     apply(args, cfg)
-    from detnb.apis.train import train_detector
+    from detnb.apis.train import choose_seed, resume_path, train_detector
     from detnb.foundation.distributed import get_dist_info, init_dist
     from detnb.foundation.environment import setup_multi_processes
     from detnb.models.builder import build_detector
-    from detnb.training.seeds import init_random_seed, set_random_seed
+    from detnb.training.seeds import set_random_seed
     setup_multi_processes(cfg)
     distributed = args.launcher != 'none'
     if distributed: init_dist(args.launcher, **{k: v for k, v in cfg.get('dist_params', {}).items() if k != 'backend'})
     rank = get_dist_info()[0]
-    cfg.seed = init_random_seed(args.seed if args.seed is not None else cfg.get('seed'))
-    set_random_seed(cfg.seed + rank * args.diff_seed, args.deterministic)
+    if args.seed is not None: cfg.seed = args.seed
+    set_random_seed(choose_seed(cfg) + rank * args.diff_seed, args.deterministic)
     timestamp = time.strftime('%Y%m%d_%H%M%S')
     if rank == 0:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,6 @@ def run(args: argparse.Namespace) -> int:
     datasets = datasets_of(cfg)
     model = build_detector(cfg.model, cfg.get('train_cfg'), cfg.get('test_cfg'))
     model.CLASSES = datasets[0].CLASSES
-    if not cfg.get('resume_from'): model.init_weights()
+    if not resume_path(cfg): model.init_weights()
     train_detector(model, datasets, cfg, distributed, not args.no_validate, timestamp)
     return 0

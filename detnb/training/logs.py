@@ -49,12 +49,12 @@ class IterTimerHook(Hook):
         runner.log_buffer.update(dict(time=now - self.t))
         self.t = now
 
-# %% ../../nbs/training/18_logs.ipynb #252cff90
+# %% ../../nbs/training/18_logs.ipynb #43ca21d6
 class LoggerHook(Hook):
     "Makes a record every `interval` iterations and after each evaluation"
     def __init__(self,
                  interval: int = 10,        # iterations
-                 ignore_last: bool = True,  # leave out the incomplete interval at an epoch's end
+                 ignore_last: bool = True,  # leave out the incomplete interval at an epoch's end, unless it is the epoch's only one
                  reset_flag: bool = False,  # whether this is the logger that empties the output
                  by_epoch: bool = True):    # iterations are counted within the epoch
         self.interval, self.ignore_last, self.reset_flag, self.by_epoch = interval, ignore_last, reset_flag, by_epoch
@@ -69,7 +69,8 @@ class LoggerHook(Hook):
 
     def after_train_iter(self, runner):
         due = self.every_n_inner_iters(runner, self.interval) if self.by_epoch else self.every_n_iters(runner, self.interval)
-        if due or not self.ignore_last and self.end_of_epoch(runner): runner.log_buffer.average(self.interval)
+        if not due and self.by_epoch and self.end_of_epoch(runner): due = not self.ignore_last or len(runner.data_loader) < self.interval
+        if due: runner.log_buffer.average(self.interval)
         self._flush(runner)
 
     def after_train_epoch(self, runner): self._flush(runner)
@@ -97,7 +98,7 @@ def get_record(runner,               # at rest after an iteration or an evaluati
     if training and torch.cuda.is_available(): record['memory'] = int(torch.cuda.max_memory_allocated() / 2**20)
     return {**record, **values}
 
-# %% ../../nbs/training/18_logs.ipynb #1b34787f
+# %% ../../nbs/training/18_logs.ipynb #4e52ffb7
 @HOOKS.register_module()
 class TextLoggerHook(LoggerHook):
     "Writes each record as a line of text and a line of JSON"
@@ -107,7 +108,7 @@ class TextLoggerHook(LoggerHook):
 
     def before_run(self, runner):
         super().before_run(runner)
-        self.start = runner.iter
+        self.start = self.last = runner.iter
         if runner.work_dir and get_dist_info()[0] == 0:
             self.path = Path(runner.work_dir)/f'{runner.timestamp}.log.json'
             self._write(runner.meta)
@@ -118,7 +119,9 @@ class TextLoggerHook(LoggerHook):
 
     def log(self, runner):
         record = get_record(runner, self.by_epoch)
-        if record['mode'] == 'train': self.spent += record['time'] * self.interval
+        if record['mode'] == 'train':
+            self.spent += record['time'] * (runner.iter + 1 - self.last)
+            self.last = runner.iter + 1
         runner.logger.info(self.as_text(record, runner), extra=dict(progress=record['mode'] == 'train'))
         record = {k: round(v, 5) if isinstance(v, float) and k != 'lr' else v for k, v in record.items()}
         runner.log.append(record)
