@@ -8,13 +8,14 @@ __all__ = ['INITIALIZERS', 'bias_init_with_prob', 'constant_init', 'normal_init'
            'TruncNormalInit', 'UniformInit', 'XavierInit', 'KaimingInit', 'Caffe2XavierInit', 'PretrainedInit',
            'initialize']
 
-# %% ../../nbs/layers/10_initialize.ipynb #c719a271
+# %% ../../nbs/layers/10_initialize.ipynb #42419b73
 import math
 from copy import deepcopy
 
 import torch
 from torch import nn
 
+from ..foundation.checkpoint import load_checkpoint, load_checkpoint_with_prefix, load_state_dict
 from ..foundation.registry import Registry
 
 # %% ../../nbs/layers/10_initialize.ipynb #d523902c
@@ -122,7 +123,7 @@ class Caffe2XavierInit(KaimingInit):
     "What Caffe2 calls XavierFill."
     def __init__(self, **kw): super().__init__(a=1, mode='fan_in', nonlinearity='leaky_relu', distribution='uniform', **kw)
 
-# %% ../../nbs/layers/10_initialize.ipynb #9ba96630
+# %% ../../nbs/layers/10_initialize.ipynb #7a2c82cc
 @INITIALIZERS.register_module(name='Pretrained')
 class PretrainedInit:
     "Weights from a checkpoint, by path, URL or a name such as `torchvision://resnet50`."
@@ -135,9 +136,9 @@ class PretrainedInit:
         self.checkpoint, self.prefix, self.map_location = checkpoint, prefix, map_location
 
     def __call__(self, module: nn.Module):
-        from detnb.foundation.checkpoint import load_checkpoint      # here, so that random weights need no file reader
-        strip = {} if self.prefix is None else dict(prefix=self.prefix)
-        load_checkpoint(module, self.checkpoint, map_location=self.map_location or 'cpu', strict=False, **strip)
+        where = self.map_location or 'cpu'
+        if self.prefix is None: load_checkpoint(module, self.checkpoint, map_location=where)
+        else: load_state_dict(module, load_checkpoint_with_prefix(self.prefix, self.checkpoint, where))
 
 # %% ../../nbs/layers/10_initialize.ipynb #5f974529
 def initialize(

@@ -24,7 +24,7 @@ def decay(
     if method == 'naive': return (overlap < iou_threshold).to(overlap)
     raise ValueError(f"soft-NMS method {method!r}: 'linear', 'gaussian' or 'naive' wanted")
 
-# %% ../../nbs/ops/12_soft_nms.ipynb #d53883e5
+# %% ../../nbs/ops/12_soft_nms.ipynb #c8aeee8f
 def soft_nms_groups(
     boxes: Tensor,                 # (G, M, 4)
     scores: Tensor,                # (G, M), -inf where padded
@@ -40,7 +40,8 @@ def soft_nms_groups(
     for step in range(scores.shape[1]):
         best, at = waiting.max(1, keepdim=True)
         if (step % 16 == 0 or scores.device.type == 'cpu') and not (best > -torch.inf).any(): break      # a look at the GPU waits for it
-        final.scatter_(1, at, best); waiting.scatter_(1, at, -torch.inf)
+        final.scatter_(1, at, torch.maximum(best, final.gather(1, at)))      # a finished group has nothing to say: its best is -inf
+        waiting.scatter_(1, at, -torch.inf)
         chosen = corners.gather(1, at[..., None].expand(-1, -1, 4))
         waiting = waiting * decay(pairwise_iou(chosen, corners)[:, 0], method, iou_threshold, sigma).clamp(min=1e-12)
         waiting = waiting.masked_fill(waiting < min_score, -torch.inf)
