@@ -136,22 +136,34 @@ def test_folded_training_equals_two_layers(monkeypatch):
 
 def test_a_kept_fold_sees_new_weights():
     net, x = residual_pair().eval(), torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        first = net(x)[-1]
-        changed = {k: v * 1.1 if v.is_floating_point() else v for k, v in net.state_dict().items()}
-        net.load_state_dict(changed); second = net(x)[-1]
-        fresh = copy.deepcopy(net)(x)[-1]
+    run = torch.inference_mode()(lambda net: net(x)[-1].clone())
+    first = run(net)
+    net.load_state_dict({k: v * 1.1 if v.is_floating_point() else v for k, v in net.state_dict().items()})
+    second = run(net)
     assert not torch.allclose(first, second)
-    torch.testing.assert_close(second, fresh)
+    torch.testing.assert_close(second, run(copy.deepcopy(net)))
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=.1)
     net(x)[-1].mean().backward(); optimizer.step()
-    with torch.no_grad(): torch.testing.assert_close(net(x)[-1], copy.deepcopy(net)(x)[-1])
-    with torch.inference_mode(): torch.testing.assert_close(net(x)[-1].clone(), copy.deepcopy(net)(x)[-1])
+    torch.testing.assert_close(run(net), run(copy.deepcopy(net)))
+    with torch.inference_mode():                                # a change made in inference mode counts too
+        run(net); net.layer4[0].bn2.running_mean += 1
+    torch.testing.assert_close(run(net), run(copy.deepcopy(net)))
+
+
+def test_bare_no_grad_runs_layer_by_layer():
+    "The reference's own rounding: no fold, no other order in memory"
+    net, x = residual_pair().eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net.layer1[0].unit(net.conv1(x), 1), net.layer1[0].bn1(net.layer1[0].conv1(net.conv1(x))))
+        plain = net(x)
+    with torch.inference_mode(): fast = net(x)
+    assert plain[0].is_contiguous()
+    for a, b in zip(plain, fast): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_kept_folds_die_with_their_model():
     net = residual_pair().eval(); before = len(_kept)
-    with torch.no_grad(): net(torch.randn(1, 3, 32, 32))
+    with torch.inference_mode(): net(torch.randn(1, 3, 32, 32))
     assert len(_kept) > before
     del net; import gc; gc.collect()
     assert len(_kept) <= before

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['folded_weights', 'fuse_conv_bn', 'conv_norm', 'forget_folds']
 
-# %% ../../nbs/layers/23_fold.ipynb #dcda230d
+# %% ../../nbs/layers/23_fold.ipynb #e89b5c35
 import weakref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .memory_format import may_reorder
 
 # %% ../../nbs/layers/23_fold.ipynb #97690a91
 def folded_weights(
@@ -41,12 +43,12 @@ def fuse_conv_bn(
         else: fuse_conv_bn(child)
     return module
 
-# %% ../../nbs/layers/23_fold.ipynb #e19535f4
+# %% ../../nbs/layers/23_fold.ipynb #ccd2ca32
 _kept = weakref.WeakKeyDictionary()            # norm -> (key, weight, bias)
 
 def _foldable(conv, norm) -> bool:
     if type(conv) is not nn.Conv2d or not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)): return False
-    if norm.training or norm.running_var is None or conv.padding_mode != 'zeros': return False
+    if norm.training or norm.running_var is None or conv.padding_mode != 'zeros' or not may_reorder(): return False
     return not (conv._forward_hooks or conv._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks
                 or torch.compiler.is_compiling() or torch.jit.is_tracing())      # a compiler fuses better by itself
 
