@@ -23,10 +23,11 @@ from .initialize import (INITIALIZERS, bias_init_with_prob, caffe2_xavier_init, 
                                      trunc_normal_init, uniform_init, xavier_init)
 from .module import BaseModule, ModuleDict, ModuleList, Sequential
 
-# %% ../../nbs/layers/00_layers.ipynb #bd543c13
+# %% ../../nbs/layers/00_layers.ipynb #4e341e46
 _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS', 'NORM_LAYERS',
          'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer', 'build_conv_layer', 'build_linear_layer', 'build_norm_layer',
          'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm',
          'fuse_conv_bn', 'may_reorder',
-         'prefer_channels_last', 'INITIALIZERS', 'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',
+         'prefer_channels_last', 'INITIALIZERS',
+         'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',
          'trunc_normal_init', 'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential']
