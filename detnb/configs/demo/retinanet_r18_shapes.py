@@ -43,7 +43,7 @@ test_pipeline = [
             dict(type='Resize', keep_ratio=True),
             dict(type='Normalize', **img_norm_cfg),
             dict(type='Pad', size_divisor=32),
-            dict(type='ImageToTensor', keys=['img']),
+            dict(type='DefaultFormatBundle'),
             dict(type='Collect', keys=['img'])
         ])
 ]
@@ -64,7 +64,8 @@ optimizer = dict(type='AdamW', lr=0.002, weight_decay=0.05)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
 lr_config = dict(
     policy='CosineAnnealing', min_lr_ratio=0.001, by_epoch=False, warmup='linear', warmup_iters=50, warmup_ratio=0.01)
-runner = dict(type='EpochBasedRunner', max_epochs=8)
-evaluation = dict(interval=1, metric='bbox', save_best='bbox_mAP')
-checkpoint_config = dict(interval=8)
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+evaluation = dict(interval=2, metric='bbox', save_best='bbox_mAP')
+checkpoint_config = dict(interval=12)
+auto_scale_lr = dict(base_batch_size=8)
 log_config = dict(interval=10, hooks=[dict(type='TextLoggerHook')])
