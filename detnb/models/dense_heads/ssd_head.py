@@ -18,7 +18,7 @@ from .candidates import rows
 from ..targets.builder import build_bbox_coder, build_prior_generator
 from ..targets import ssd_anchors as _ssd_anchors # registers its default
 
-# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #b6915179
+# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #cc634a57
 @HEADS.register_module()
 class SSDHead(AnchorHead):
     "One convolution a level for classes, one for boxes (SSD, arXiv:1512.02325)"
@@ -30,7 +30,7 @@ class SSDHead(AnchorHead):
                  use_depthwise=False,   # SSDLite
                  conv_cfg=None, norm_cfg=None, act_cfg=None,
                  anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=300, strides=[8, 16, 32, 64, 100, 300],
-                                       ratios=([2], [2, 3], [2, 3], [2, 3], [2], [2]), basesize_ratio_range=(.1, .9)),
+                                       ratios=([2], [2, 3], [2, 3], [2, 3], [2], [2]), basesize_ratio_range=(.15, .9)),
                  bbox_coder=dict(type='DeltaXYWHBBoxCoder', clip_border=True, target_means=[.0] * 4, target_stds=[1.] * 4),
                  reg_decoded_bbox=False,# the box loss compares boxes, not deltas
                  train_cfg=None,        # assigner, smoothl1_beta, neg_pos_ratio ...

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['normalize_batch', 'BaseDetector']
 
-# %% ../../../nbs/models/detectors/10_base.ipynb #9964ab88
+# %% ../../../nbs/models/detectors/10_base.ipynb #47767bbf
 from collections import OrderedDict
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from ...drawing.detections import imshow_det_bboxes
+from ...drawing.detections import show_result as draw_result
 from ...layers.module import BaseModule
 
 # %% ../../../nbs/models/detectors/10_base.ipynb #07a1e13a
@@ -110,22 +110,15 @@ def _step(self, data, optimizer=None): # -> dict of loss, log_vars, num_samples
 
 BaseDetector._parse_losses, BaseDetector.train_step, BaseDetector.val_step = _parse_losses, _step, _step
 
-# %% ../../../nbs/models/detectors/10_base.ipynb #71c76fe0
+# %% ../../../nbs/models/detectors/10_base.ipynb #0c89b71d
 def _show_result(self,
                  img,             # path or HxWx3 uint8 BGR array
                  result,          # a list over classes of (n, 5), or a pair of it and masks
                  score_thr=.3,    # boxes below are not drawn
-                 bbox_color=(72, 101, 241), text_color=(72, 101, 241), mask_color=None,
-                 thickness=2, font_size=13, win_name='', show=False, wait_time=0,
-                 out_file=None):  # where to write the picture
+                 show=False,      # in a cell or a window
+                 out_file=None,   # where to write the picture
+                 **kwargs):       # bbox_color, text_color, mask_color, thickness, font_size, win_name, wait_time
     "The picture with boxes, (H, W, 3) uint8 BGR"
-    boxes, masks = result if isinstance(result, tuple) else (result, None)
-    masks = masks[0] if isinstance(masks, tuple) else masks # mask scoring gives pairs
-    labels = np.concatenate([np.full(len(b), c) for c, b in enumerate(boxes)]).astype(int)
-    if masks is not None and len(labels): masks = [m for of_class in masks for m in of_class]
-    return imshow_det_bboxes(img, np.vstack(boxes), labels, masks if len(labels) else None, class_names=self.CLASSES, score_thr=score_thr,
-                             bbox_color=bbox_color, text_color=text_color, mask_color=mask_color,
-                             thickness=thickness, font_size=font_size, win_name=win_name,
-                             show=show and out_file is None, wait_time=wait_time, out_file=out_file)
+    return draw_result(img, result, self.CLASSES, score_thr, show=show and out_file is None, out_file=out_file, **kwargs)
 
 BaseDetector.show_result = _show_result

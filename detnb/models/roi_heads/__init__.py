@@ -13,5 +13,6 @@ from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCB
 from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #eded0f64
-_all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead', 'StandardRoIHead']
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #0c259070
+_all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
+    'StandardRoIHead']
