@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector',
-           'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger']
+           'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
+           'show_anchors', 'show_assignment', 'show_proposals', 'show_nms']
 
-# %% ../../nbs/apis/00_apis.ipynb #c9f04c29
+# %% ../../nbs/apis/00_apis.ipynb #765e4fe0
 from .inference import async_inference_detector, inference_detector, init_detector, show_result_pyplot
+from .inside import show_anchors, show_assignment, show_nms, show_proposals
 from .test import multi_gpu_test, single_gpu_test
 from .train import train_detector
 from ..foundation.logging import get_root_logger
 from ..training.seeds import init_random_seed, set_random_seed
 
-# %% ../../nbs/apis/00_apis.ipynb #f51047be
+# %% ../../nbs/apis/00_apis.ipynb #a8094424
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'single_gpu_test',
-         'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger']
+         'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms']

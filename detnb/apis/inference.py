@@ -6,7 +6,7 @@
 __all__ = ['pick_inference_device', 'prepare_model', 'class_names', 'init_detector', 'test_pipeline', 'load_sample',
            'prepare_batch', 'inference_detector', 'async_inference_detector', 'show_result_pyplot']
 
-# %% ../../nbs/apis/30_inference.ipynb #f6463713
+# %% ../../nbs/apis/30_inference.ipynb #058b9075
 import asyncio, copy, os, warnings
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from PIL import Image
 from torch import nn
 
 import detnb.datasets, detnb.models # all parts that configs name
+from .test import for_batches
 from ..datasets.builder import DATASETS
 from ..datasets.loader import collate
-from ..datasets.transforms import Compose, replace_ImageToTensor
+from ..datasets.transforms import Compose
 from ..drawing.detections import show_result
 from ..foundation.checkpoint import load_checkpoint
 from ..foundation.config import Config
@@ -72,15 +73,13 @@ def init_detector(config: str | os.PathLike | Config,  # a file, the name of a s
     model.cfg = config
     return prepare_model(model, device)
 
-# %% ../../nbs/apis/30_inference.ipynb #cfeda057
+# %% ../../nbs/apis/30_inference.ipynb #7f1be472
 def test_pipeline(model: nn.Module, loaded: bool) -> Compose:
     "The test pipeline of a detector's config, for files or for arrays"
     cache, wanted = model.__dict__.setdefault('_test_pipelines', {}), model.cfg.data.test.pipeline
     key = (loaded, str(wanted))
     if key not in cache:
-        with warnings.catch_warnings():                                    # that old configs say ImageToTensor is no news here
-            warnings.simplefilter('ignore')
-            steps = replace_ImageToTensor(copy.deepcopy(wanted))
+        steps = for_batches(copy.deepcopy(wanted))
         if loaded: steps[0] = {**steps[0], 'type': 'LoadImageFromWebcam'}
         cache[key] = Compose(steps).deferred()
     return cache[key]

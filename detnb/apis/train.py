@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'check_keys', 'loader_args', 'auto_scale_lr', 'pick_device', 
            'optimizer_config', 'make_runner', 'add_evaluation', 'train_detector', 'resume_path', 'choose_seed',
            'begin_from']
 
-# %% ../../nbs/apis/10_train.ipynb #d7e813fc
+# %% ../../nbs/apis/10_train.ipynb #d6555109
 import difflib, time
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 import detnb.datasets, detnb.models, detnb.training # all parts that configs name
-from .test import multi_gpu_test, single_gpu_test
+from .test import for_batches, multi_gpu_test, single_gpu_test
 from ..datasets.builder import build_dataset
 from ..datasets.checks import check_classes
 from ..datasets.loader import build_dataloader
-from ..datasets.transforms import replace_ImageToTensor
 from ..foundation.checkpoint import read_checkpoint
 from ..foundation.config_dict import origin
 from ..foundation.distributed import get_dist_info, unwrap
@@ -101,7 +100,7 @@ def place_model(model: nn.Module, cfg: Any, distributed: bool) -> nn.Module:
     return DistributedModel(model, [device] if device.type == 'cuda' else None, broadcast_buffers=False,
                             find_unused_parameters=cfg.get('find_unused_parameters', False))
 
-# %% ../../nbs/apis/10_train.ipynb #c25a607e
+# %% ../../nbs/apis/10_train.ipynb #632016f1
 def optimizer_config(cfg: Any) -> dict | Any:
     "The hook config of the optimizer's step, in mixed precision where the config has `fp16`"
     step = dict(cfg.get('optimizer_config') or {})
@@ -125,7 +124,7 @@ def make_runner(model: nn.Module, cfg: Any, logger, meta: dict, timestamp: str):
 def add_evaluation(runner, cfg: Any, distributed: bool) -> None:
     "Register the evaluation of cfg.data.val"
     val, args = cfg.data.val.copy(), loader_args(cfg, 'val', dist=distributed, shuffle=False)
-    if args['samples_per_gpu'] > 1 and 'pipeline' in val: val.pipeline = replace_ImageToTensor(val.pipeline)
+    if args['samples_per_gpu'] > 1 and 'pipeline' in val: val.pipeline = for_batches(val.pipeline)
     val.pop('samples_per_gpu', None)
     loader = build_dataloader(build_dataset(val, dict(test_mode=True)), **args)
     options = {'by_epoch': isinstance(runner, EpochBasedRunner), 'test_fn': multi_gpu_test if distributed else single_gpu_test,

@@ -54,16 +54,16 @@ def check(args: argparse.Namespace) -> None:
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')): raise UsageError(f'--out must be a .pkl file, not {args.out}')
 
-# %% ../../nbs/cli/30_test.ipynb #2d0793e8
+# %% ../../nbs/cli/30_test.ipynb #6a1027c5
 def test_set(cfg: Config) -> Any:
     "The test set of a config, or several as one"
+    from detnb.apis.test import for_batches
     from detnb.datasets.builder import build_dataset
-    from detnb.datasets.transforms import replace_ImageToTensor
     sets = cfg.data.test if isinstance(cfg.data.test, (list, tuple)) else [cfg.data.test]
     sets = [s.copy() for s in sets]
     batch = max([s.pop('samples_per_gpu', 1) for s in sets] + [cfg.data.get('test_dataloader', {}).get('samples_per_gpu', 1)])
     for s in sets:
-        if batch > 1 and 'pipeline' in s: s.pipeline = replace_ImageToTensor(s.pipeline)
+        if batch > 1 and 'pipeline' in s: s.pipeline = for_batches(s.pipeline)
     return build_dataset(sets if len(sets) > 1 else sets[0], dict(test_mode=True))
 
 def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> Any:

@@ -17,12 +17,12 @@ from ..foundation.environment import is_notebook
 from ..foundation.logging import CellHandler
 from .hooks import Hook
 
-# %% ../../nbs/training/55_progress.ipynb #67058d9a
-def make_bar(total: int, label: str = '') -> Any:
+# %% ../../nbs/training/55_progress.ipynb #b7dfe973
+def make_bar(total: int, label: str = '', leave: bool = True) -> Any:
     "A fastprogress bar for a notebook or a terminal, or plain lines"
     from fastprogress import fastprogress
     if get_dist_info()[0]: return Quiet()
-    if is_notebook() and fastprogress.IN_NOTEBOOK: return fastprogress.NBProgressBar(range(total), comment=label)
+    if is_notebook() and fastprogress.IN_NOTEBOOK: return fastprogress.NBProgressBar(range(total), leave=leave, comment=label)
     return fastprogress.ConsoleProgressBar(range(total), comment=label) if sys.stdout.isatty() else Lines(total, label)
 
 class Quiet:
@@ -41,7 +41,7 @@ class Lines:
 
 def track(items: Iterable, total: int | None = None, label: str = '') -> Iterator:
     "Walk through `items` and show how far it is"
-    bar = make_bar(len(items) if total is None else total, label)
+    bar = make_bar(len(items) if total is None else total, label, leave=False)
     bar.update(0)
     for i, item in enumerate(items):
         yield item
