@@ -6,8 +6,8 @@
 __all__ = ['stack_images', 'normalized', 'collate', 'Draw', 'Draws', 'Failed', 'BatchReader', 'Loader', 'with_deferred',
            'build_sampler', 'build_dataloader']
 
-# %% ../../nbs/datasets/40_loader.ipynb #d3a08d21
-import copy
+# %% ../../nbs/datasets/40_loader.ipynb #dbba4b6b
+import copy, sys
 from functools import partial
 import numpy as np, torch
 from fastcore.basics import patch
@@ -151,7 +151,7 @@ def build_sampler(dataset, batch_size, dist, shuffle, seed, runner_type, class_a
                      else DistributedSampler(dataset, world, rank, shuffle=False, seed=seed))
     return GroupSampler(dataset, batch_size, seed=seed) if shuffle else SequentialSampler(dataset)
 
-# %% ../../nbs/datasets/40_loader.ipynb #281b57d2
+# %% ../../nbs/datasets/40_loader.ipynb #ab8ae5a7
 def build_dataloader(dataset,
                      samples_per_gpu: int,        # images in a batch, for each process
                      workers_per_gpu: int,        # reading processes; 0: read in this one
@@ -172,4 +172,5 @@ def build_dataloader(dataset,
     which = dict(batch_sampler=draws) if runner_type == 'IterBasedRunner' else dict(sampler=draws, batch_size=batch_size)
     items = with_deferred(dataset)
     items.__getitems__ = BatchReader(items, kwargs.pop('collate_fn', partial(collate, samples_per_gpu=samples_per_gpu)))
+    if workers and sys.platform == 'linux': kwargs.setdefault('multiprocessing_context', 'fork') # others can't take a notebook's classes
     return Loader(items, num_workers=workers, collate_fn=_as_it_is, persistent_workers=persistent_workers and workers > 0, **which, **kwargs)
