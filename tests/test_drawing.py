@@ -61,6 +61,13 @@ def test_labels_of_a_crowd_do_not_cover_each_other(img):
     assert (rects[:, :2] >= frame[:2] - 1).all() and (rects[:, 2:] <= frame[2:] + 1).all()
 
 
+@pytest.mark.parametrize('color', [None, (72, 101, 241), 'green', 'coco', ['red', (0, 255, 0)], 200])
+def test_text_can_be_read_whatever_its_color(img, color):
+    from matplotlib.colors import to_rgb
+    picture = detection_picture(img, [[10, 10, 60, 60, .9], [70, 20, 140, 90, .8]], [0, 1], bbox_color=color, text_color=color)
+    for text in picture.axes[0].texts: assert to_rgb(text.get_color()) != to_rgb(text.get_bbox_patch().get_facecolor()[:3])
+
+
 @pytest.mark.parametrize('args, message', [
     (dict(bboxes=np.zeros((2, 3)), labels=[0, 0]), r'not \(2, 3\)'),
     (dict(bboxes=np.zeros((2, 4)), labels=[0]), '2 bboxes, but 1 labels'),

@@ -97,12 +97,12 @@ def places(box,  # (x0, y0, x1, y1) in pixels of the figure, y upwards
     lefts, bottoms = (x0, max(x1 - w, x0), x0 + w), (y1, y1 - h, y0 - h, y0)
     return [(left, bottom, left + w, bottom + h) for left in lefts for bottom in bottoms]
 
-# %% ../../nbs/drawing/30_boxes.ipynb #b6dae562
+# %% ../../nbs/drawing/30_boxes.ipynb #37c5d1f5
 def draw_labels(ax,               # the axis, with an image in box coordinates
                 bboxes,           # (N, 4 or more) the boxes that the labels belong to
                 texts,            # N strings
                 colors='black',   # of the patches behind the text: one for all, or one for each
-                text_color=None,  # black or white, whichever can be read, where None
+                text_color=None,  # one for all, or one for each; black or white where None, or where it is the patch's own colour
                 font_size=8):     # points
     "Write a label at each box, where it covers no other label if that can be had"
     shapes = corners(bboxes)
@@ -112,8 +112,9 @@ def draw_labels(ax,               # the axis, with an image in box coordinates
     ax.apply_aspect()
     to_pixels, frame, pad = ax.transData, ax.get_window_extent().extents, font_size * figure.dpi / 72 * .2
     taken = np.array([t.get_window_extent().padded(pad).extents for t in ax.texts]).reshape(-1, 4)
-    for shape, text, color in zip(shapes, texts, colors):
-        label = ax.text(0, 0, text, fontsize=font_size, color=text_color or readable_on(color), va='bottom', ha='left', clip_on=True,
+    inks = one_color_each(colors if text_color is None else text_color, len(shapes))
+    for shape, text, color, ink in zip(shapes, texts, colors, inks):
+        label = ax.text(0, 0, text, fontsize=font_size, color=readable_on(color) if ink == color else ink, va='bottom', ha='left', clip_on=True,
                         bbox=dict(facecolor=color, edgecolor='none', pad=.2 * font_size, alpha=.85))
         size = label.get_window_extent()
         (x0, y1), (x1, y0) = to_pixels.transform(shape[[0, 2]])

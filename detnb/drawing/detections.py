@@ -35,7 +35,7 @@ def check_detections(bboxes, labels, segms, class_names):
     if class_names is not None and len(labels) and max(labels) >= len(class_names):
         raise ValueError(f'label {max(labels)} has no name: there are {len(class_names)} class names')
 
-# %% ../../nbs/drawing/40_detections.ipynb #5dc49726
+# %% ../../nbs/drawing/40_detections.ipynb #309ca47e
 def draw_detections(ax,               # the axis, with an image in box coordinates
                     bboxes=None,      # (N, 4), or (N, 5) with scores; None where there are only masks
                     labels=None,      # (N,) class indices; 0 where None
@@ -43,7 +43,7 @@ def draw_detections(ax,               # the axis, with an image in box coordinat
                     class_names=None, # names of the classes
                     score_thr=0.,     # draw what scores more
                     bbox_color=None,  # by class where None; a palette's name, one colour, or a list of colours
-                    text_color=None,  # black or white where None
+                    text_color=None,  # black or white where None; else as `bbox_color`
                     mask_color=None,  # as the boxes where None
                     thickness=2,      # of lines, points
                     font_size=8,      # points; 0 for no labels
@@ -64,7 +64,8 @@ def draw_detections(ax,               # the axis, with an image in box coordinat
     draw_bboxes(ax, bboxes[order], colors, thickness, linestyle=linestyle)
     if font_size:
         texts = label_texts(labels, scores[order] if scores is not None else None, class_names)
-        draw_labels(ax, bboxes[order][::-1], texts[::-1], colors[::-1], text_color, font_size)
+        inks = colors if text_color is None else class_colors(text_color, labels, class_names)
+        draw_labels(ax, bboxes[order][::-1], texts[::-1], colors[::-1], inks[::-1], font_size)
     return ax
 
 # %% ../../nbs/drawing/40_detections.ipynb #19ddfe4c
@@ -95,7 +96,7 @@ def show_window(picture,     # a Picture
     plt.show() if wait_time == 0 else plt.pause(wait_time)
     plt.close(window)
 
-# %% ../../nbs/drawing/40_detections.ipynb #905fa775
+# %% ../../nbs/drawing/40_detections.ipynb #ec5a031c
 def native_picture(img # path, PIL image or BGR array
                   ):   # a picture of exactly the image's size, and its axis
     "An image as a picture, pixel for pixel"
@@ -117,7 +118,7 @@ def imshow_det_bboxes(img,              # path, PIL image or BGR array
                       class_names=None, # names of the classes
                       score_thr=0,      # draw what scores more
                       bbox_color=None,  # by class where None
-                      text_color=None,  # black or white where None
+                      text_color=None,  # black or white where None; else as `bbox_color`
                       mask_color=None,  # as the boxes where None
                       thickness=2,      # of lines, points
                       font_size=8,      # points

@@ -40,7 +40,7 @@ def palette_val(palette # a list of colours
     "Colours as matplotlib draws them"
     return [rgb_of(c) for c in palette]
 
-# %% ../../nbs/drawing/10_palette.ipynb #95dc1192
+# %% ../../nbs/drawing/10_palette.ipynb #3e5c520f
 def distinct_palette(num_classes) -> list:
     "Colours of which neighbours differ most: hues a golden section apart"
     hues = [i * .618034 % 1 for i in range(num_classes)]
@@ -60,6 +60,7 @@ def get_palette(palette,     # 'random' or None, 'distinct', 'coco', 'voc', 'cit
         try: colours = [tuple(round(255 * c) for c in to_rgb(palette))] * num_classes
         except ValueError as e:
             raise ValueError(f'no palette or colour {palette!r}: take random, distinct, {", ".join(NAMED_PALETTES)} or a colour name') from e
+    elif isinstance(palette, int): colours = [(palette,) * 3] * num_classes
     elif len(palette) == 3 and all(isinstance(c, (int, float)) for c in palette): colours = [tuple(palette)] * num_classes
     else: colours = list(palette)
     if len(colours) < num_classes: raise ValueError(f'the palette has {len(colours)} colours for {num_classes} classes')
