@@ -216,6 +216,13 @@ def test_ctrl_c_in_an_evaluation_loses_no_epoch(tmp_path):
     same(run(tmp_path/'a'), run(tmp_path/'b', seed=3, resume=tmp_path/'latest.pth'))
 
 
+def test_a_stop_in_the_last_iteration_of_an_epoch_does_not_wait_for_its_evaluation(tmp_path):
+    runner = run(tmp_path, hooks=[StopAfter(12, lambda r: r.stop())])
+    assert [r['mode'] for r in runner.log].count('val') == 1
+    meta = torch.load(tmp_path/'latest.pth', weights_only=True)['meta']
+    assert (meta['epoch'], meta['iter'], meta['inner_iter']) == (2, 12, 0)
+
+
 def test_nan_loss_stops_and_names_loss_and_images(tmp_path):
     data = points()
     data[7]['y'] = math.nan

@@ -9,7 +9,7 @@ __all__ = ['StopRequest']
 import signal, threading
 from contextlib import contextmanager
 
-# %% ../../nbs/training/14_interrupt.ipynb #62deba9b
+# %% ../../nbs/training/14_interrupt.ipynb #3de028c5
 class StopRequest:
     "Catches Ctrl-C while training; `asked` tells whether somebody wants to stop"
     def __init__(self, say=print): self.asked = self.at_once = self.by_key = self.at_rest = False; self.say = say
@@ -32,6 +32,9 @@ class StopRequest:
     @contextmanager
     def interruptible(self):
         "Inside, Ctrl-C raises at once"
+        if self.asked:                                # somebody asked just before
+            self.at_rest = True
+            raise KeyboardInterrupt
         before, self.at_once = self.at_once, True
         try: yield
         finally: self.at_once = before
