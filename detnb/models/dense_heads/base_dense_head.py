@@ -37,7 +37,7 @@ class BaseDenseHead(BaseModule):
     def simple_test(self, feats, img_metas, rescale=False): return self.simple_test_bboxes(feats, img_metas, rescale=rescale)
     def simple_test_bboxes(self, feats, img_metas, rescale=False): return self.get_bboxes(*self(feats), img_metas=img_metas, rescale=rescale)
 
-# %% ../../../nbs/models/dense_heads/10_base_dense_head.ipynb #3ed388ac
+# %% ../../../nbs/models/dense_heads/10_base_dense_head.ipynb #bb62890c
 def _candidates(self, cls_score, bbox_pred, factor, priors, cfg):
     "Of one level: scores (B, k), labels, deltas (B, k, 4) and priors (B, k, 4)"
     C, k = self.cls_out_channels, cfg.get('nms_pre', -1)
@@ -55,7 +55,8 @@ def _candidates(self, cls_score, bbox_pred, factor, priors, cfg):
 def _get_bboxes_batch(self, cls_scores, bbox_preds, score_factors, priors, img_metas, cfg, rescale, with_nms):
     "Boxes of all images: list of (boxes (n, 5), labels (n,)); without NMS of (boxes (n, 4), scores (n,), labels (n,))"
     factors = score_factors or [None] * len(cls_scores)
-    parts = [self._candidates(c.detach(), b.detach(), f if f is None else f.detach(), p, cfg) for c, b, f, p in zip(cls_scores, bbox_preds, factors, priors)]
+    parts = [self._candidates(c.detach(), b.detach(), f if f is None else f.detach(), p, cfg)
+             for c, b, f, p in zip(cls_scores, bbox_preds, factors, priors)]
     scores, labels, deltas, at_priors = (torch.cat(p, 1) for p in zip(*parts))
     boxes = self.bbox_coder.decode(at_priors, deltas, max_shape=image_shapes(img_metas, scores))
     if rescale: boxes = boxes / image_scales(img_metas, boxes)[:, None]

@@ -48,14 +48,14 @@ class RPNHead(AnchorHead):
     def simple_test_rpn(self, x, img_metas): # -> list of (n, 5) proposals, in pixels of the network's input
         return self.get_bboxes(*self(x), img_metas=img_metas)
 
-# %% ../../../nbs/models/dense_heads/30_rpn_head.ipynb #0bec764a
+# %% ../../../nbs/models/dense_heads/30_rpn_head.ipynb #0061af4e
 def _proposals(self, cls_score, bbox_pred, priors, cfg):
     "Of one level: scores (B, k), deltas (B, k, 4), priors (B, k, 4)"
     C, k = self.cls_out_channels, cfg.get('nms_pre', -1)
     scores = rows(cls_score, C).float()
     scores = scores.sigmoid()[..., 0] if C == 1 else scores.softmax(2)[..., 0] # background is the last
-    n = scores.shape[1]
-    scores, index = scores.topk(k, dim=1) if 0 < k < n else (scores, torch.arange(n, device=scores.device).expand_as(scores))
+    if not 0 < k < scores.shape[1]: return scores, rows(bbox_pred, 4).float(), priors.expand(len(scores), -1, -1)
+    scores, index = scores.topk(k, dim=1)
     return scores, at(bbox_pred, index, 4).float(), priors[index]
 
 def _get_bboxes_batch(self, cls_scores, bbox_preds, score_factors, priors, img_metas, cfg, rescale, with_nms):
