@@ -60,7 +60,7 @@ def pad_groups(
     index[which, rank] = order
     return index, torch.arange(index.shape[1], device=order.device) < counts[:, None]
 
-# %% ../../nbs/ops/14_batched_nms.ipynb #29e40395
+# %% ../../nbs/ops/14_batched_nms.ipynb #81bd58a0
 def suppress(
     boxes: Tensor,                 # (K, 4)
     scores: Tensor,                # (K,)
@@ -71,18 +71,19 @@ def suppress(
     "Greedy NMS within each group, by the cheapest of three equal ways."
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     if not len(boxes): return keep
-    boxes, scores = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], 1).float(), scores.float()
+    best = scores.argsort(descending=True)                   # equal scores fall as in torch's plain sort, which the reference uses
+    boxes, scores, groups = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], 1).float()[best], scores.float()[best], groups[best]
     if boxes.device.type == 'cpu' and len(boxes) > 500:
         order = groups.argsort(stable=True)
         for part in order.split(groups[order].unique_consecutive(return_counts=True)[1].tolist()):
-            keep[part[_torchvision_nms(boxes[part], scores[part], iou_threshold)]] = True
+            keep[best[part[_torchvision_nms(boxes[part], scores[part], iou_threshold)]]] = True
         return keep
     if boxes.device.type == 'cuda' and len(boxes) > 500:
         index, valid = pad_groups(groups, scores)
         if index.numel() * index.shape[1] < min(len(boxes) ** 2, 3e8):
-            keep[index[valid]] = fixed_point_nms(boxes[index], valid, iou_threshold)[valid]
+            keep[best[index[valid]]] = fixed_point_nms(boxes[index], valid, iou_threshold)[valid]
             return keep
-    keep[_torchvision_nms(set_apart(boxes, groups), scores.to(torch.float64 if boxes.device.type != 'mps' else torch.float32), iou_threshold)] = True
+    keep[best[_torchvision_nms(set_apart(boxes, groups), scores.to(torch.float64 if boxes.device.type != 'mps' else torch.float32), iou_threshold)]] = True
     return keep
 
 # %% ../../nbs/ops/14_batched_nms.ipynb #c3ac85f5
