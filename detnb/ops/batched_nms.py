@@ -60,7 +60,7 @@ def pad_groups(
     index[which, rank] = order
     return index, torch.arange(index.shape[1], device=order.device) < counts[:, None]
 
-# %% ../../nbs/ops/14_batched_nms.ipynb #81bd58a0
+# %% ../../nbs/ops/14_batched_nms.ipynb #334d02dd
 def suppress(
     boxes: Tensor,                 # (K, 4)
     scores: Tensor,                # (K,)
@@ -83,7 +83,8 @@ def suppress(
         if index.numel() * index.shape[1] < min(len(boxes) ** 2, 3e8):
             keep[best[index[valid]]] = fixed_point_nms(boxes[index], valid, iou_threshold)[valid]
             return keep
-    keep[best[_torchvision_nms(set_apart(boxes, groups), scores.to(torch.float64 if boxes.device.type != 'mps' else torch.float32), iou_threshold)]] = True
+    apart = set_apart(boxes, groups)                         # double precision, where the device has it
+    keep[best[_torchvision_nms(apart, scores.to(apart.dtype), iou_threshold)]] = True
     return keep
 
 # %% ../../nbs/ops/14_batched_nms.ipynb #c3ac85f5
