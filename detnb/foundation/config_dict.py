@@ -146,12 +146,12 @@ def address(cfg: ConfigDict, path: str = '') -> ConfigDict:
         if isinstance(v, (dict, list, tuple)): address(v, f'{path}.{k}' if path else str(k))
     return cfg
 
-# %% ../../nbs/foundation/15_config_dict.ipynb #c46fefe4
+# %% ../../nbs/foundation/15_config_dict.ipynb #d1a341bb
 def origin(cfg: Any,              # a ConfigDict, or anything else
            key: str | None = None,# a key of it, else the dict itself
           ) -> str:               # such as `model.neck (configs/x.py:12)`; empty where nothing is known
     "Where in which config a value stands, for error messages"
     if not isinstance(cfg, ConfigDict): return ''
-    place = cfg._places.get(key) or next(iter(cfg._places.values()), None)
+    place = cfg._places.get(key) if key in cfg else next(iter(cfg._places.values()), None)     # what code set, no file is to blame for
     at = '.'.join(str(p) for p in (cfg._path, key) if p)
     return f'{at} ({place})' if place and at else str(place or at)
