@@ -94,7 +94,7 @@ def benchmark_batch(
     targets = [dict(boxes=b, labels=l + 1) for b, l in zip(gt, labels)]
     return ours, [img.float() / 255 for img in chw], targets
 
-# %% ../../nbs/apis/80_benchmark.ipynb #15d61283
+# %% ../../nbs/apis/80_benchmark.ipynb #0b4b8df1
 def runs(
     ours, theirs, # the two detectors
     batch): # from `benchmark_batch`
@@ -114,7 +114,7 @@ def runs(
         theirs.train()
         for norm in norms: norm.eval()                     # as `norm_eval=True` in our config
         return step(theirs, lambda: sum(theirs(images, targets).values()), optimizers[1])
-    return dict(inference=(torch.no_grad()(infer_ours), torch.no_grad()(infer_theirs)), training=(train_ours, train_theirs))
+    return dict(inference=(torch.inference_mode()(infer_ours), torch.inference_mode()(infer_theirs)), training=(train_ours, train_theirs))
 
 # %% ../../nbs/apis/80_benchmark.ipynb #818de840
 def in_turns(
