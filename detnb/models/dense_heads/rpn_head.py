@@ -16,7 +16,7 @@ from .anchor_head import AnchorHead
 from .base_dense_head import merge_aug_bboxes
 from .candidates import at, image_scales, image_shapes, rows
 
-# %% ../../../nbs/models/dense_heads/30_rpn_head.ipynb #3cca7f0d
+# %% ../../../nbs/models/dense_heads/30_rpn_head.ipynb #42348c4d
 @HEADS.register_module()
 class RPNHead(AnchorHead):
     "Region proposal network (Faster R-CNN, arXiv:1506.01497)"
@@ -37,7 +37,7 @@ class RPNHead(AnchorHead):
         self.rpn_reg = nn.Conv2d(self.feat_channels, self.num_base_priors * 4, 1)
 
     def forward_single(self, x):
-        x = F.relu(self.rpn_conv(x))
+        x = F.relu(self.rpn_conv(x), inplace=self.num_convs == 1) # after ConvModules there is one already
         return self.rpn_cls(x), self.rpn_reg(x)
 
     def loss(self, cls_scores, bbox_preds, gt_bboxes, img_metas, gt_bboxes_ignore=None):
