@@ -10,14 +10,22 @@ import argparse
 
 from .main import make_parser
 
-# %% ../../nbs/cli/50_benchmark.ipynb #ea2f13c0
+# %% ../../nbs/cli/50_benchmark.ipynb #f1ab0045
 def parser() -> argparse.ArgumentParser:
-    "Hands all options on"
-    p = make_parser('benchmark', 'Measure the speed of inference and training.', '`detnb benchmark -- --help` tells its options')
-    p.add_argument('options', nargs=argparse.REMAINDER, help='options of apis.benchmark')
+    "Options of `detnb benchmark`"
+    p = make_parser('benchmark', 'Faster R-CNN R50-FPN here and in torchvision, in turns: medians of inference and of one training step.',
+                    'examples:\n  detnb benchmark\n  detnb benchmark --device cuda --batch 8 --amp float16 --what inference')
+    p.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'), help='of the pictures, multiples of 32')
+    p.add_argument('--batch', type=int, default=1, help='pictures at once')
+    p.add_argument('--repeats', type=int, default=5, help='counted runs of each')
+    p.add_argument('--device', help='cpu, cuda, cuda:1 ...; by default the GPU where there is one')
+    p.add_argument('--what', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
+    p.add_argument('--amp', choices=['float16', 'bfloat16'], help='both sides under autocast')
+    p.add_argument('--seed', type=int, default=0, help='of weights and pictures')
     return p
 
 def run(args: argparse.Namespace) -> int:
     "Run the benchmark"
-    from detnb.apis.benchmark import main
-    return main([o for o in args.options if o != '--']) or 0
+    from detnb.apis.benchmark import benchmark
+    benchmark(**vars(args))
+    return 0
