@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['batches_after', 'EpochBasedRunner', 'IterLoader', 'IterBasedRunner', 'build_runner']
 
-# %% ../../nbs/training/22_loops.ipynb #3f68fc6b
+# %% ../../nbs/training/22_loops.ipynb #dee3095f
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
+from ..foundation.config_dict import short_path
 from .runner import RUNNERS, BaseRunner
 from .seeds import random_state, restore_random_state
 
@@ -36,7 +37,7 @@ def batches_after(loader: DataLoader,
     for _ in range(skip): next(it)
     return it
 
-# %% ../../nbs/training/22_loops.ipynb #b04c494d
+# %% ../../nbs/training/22_loops.ipynb #fc551f86
 @RUNNERS.register_module()
 class EpochBasedRunner(BaseRunner):
     "Counts epochs"
@@ -45,7 +46,7 @@ class EpochBasedRunner(BaseRunner):
         _check_workflow(data_loaders, workflow)
         self.max_epochs = max_epochs or self.max_epochs
         self.max_iters = next(self.max_epochs * len(loader) for (mode, _), loader in zip(workflow, data_loaders) if mode == 'train')
-        self.logger.info('Start running: %d epochs, workflow %s, work_dir %s', self.max_epochs, [tuple(w) for w in workflow], self.work_dir)
+        self.logger.info('Start running: %d epochs, workflow %s, work_dir %s', self.max_epochs, [tuple(w) for w in workflow], short_path(self.work_dir or 'none'))
         with self.running():
             while self.epoch < self.max_epochs:
                 for (mode, epochs), loader in zip(workflow, data_loaders):
@@ -110,7 +111,7 @@ class IterLoader:
         self.used += 1
         return batch
 
-# %% ../../nbs/training/22_loops.ipynb #c87e696e
+# %% ../../nbs/training/22_loops.ipynb #0a291e9a
 @RUNNERS.register_module()
 class IterBasedRunner(BaseRunner):
     "Counts iterations"
@@ -118,7 +119,7 @@ class IterBasedRunner(BaseRunner):
         "Train until max_iters"
         _check_workflow(data_loaders, workflow)
         self.max_iters = max_iters or self.max_iters
-        self.logger.info('Start running: %d iterations, workflow %s, work_dir %s', self.max_iters, [tuple(w) for w in workflow], self.work_dir)
+        self.logger.info('Start running: %d iterations, workflow %s, work_dir %s', self.max_iters, [tuple(w) for w in workflow], short_path(self.work_dir or 'none'))
         loaders = [IterLoader(x) for x in data_loaders]
         with self.running():
             self._catch_up(loaders, workflow)
