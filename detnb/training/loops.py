@@ -37,7 +37,7 @@ def batches_after(loader: DataLoader,
     for _ in range(skip): next(it)
     return it
 
-# %% ../../nbs/training/22_loops.ipynb #fc551f86
+# %% ../../nbs/training/22_loops.ipynb #3dddb6e8
 @RUNNERS.register_module()
 class EpochBasedRunner(BaseRunner):
     "Counts epochs"
@@ -46,7 +46,8 @@ class EpochBasedRunner(BaseRunner):
         _check_workflow(data_loaders, workflow)
         self.max_epochs = max_epochs or self.max_epochs
         self.max_iters = next(self.max_epochs * len(loader) for (mode, _), loader in zip(workflow, data_loaders) if mode == 'train')
-        self.logger.info('Start running: %d epochs, workflow %s, work_dir %s', self.max_epochs, [tuple(w) for w in workflow], short_path(self.work_dir or 'none'))
+        self.logger.info('Start running: %d epochs, workflow %s, work_dir %s', self.max_epochs, [tuple(w) for w in workflow],
+                         short_path(self.work_dir or 'none'))
         with self.running():
             while self.epoch < self.max_epochs:
                 for (mode, epochs), loader in zip(workflow, data_loaders):
@@ -111,7 +112,7 @@ class IterLoader:
         self.used += 1
         return batch
 
-# %% ../../nbs/training/22_loops.ipynb #0a291e9a
+# %% ../../nbs/training/22_loops.ipynb #ef65ee6d
 @RUNNERS.register_module()
 class IterBasedRunner(BaseRunner):
     "Counts iterations"
@@ -119,7 +120,8 @@ class IterBasedRunner(BaseRunner):
         "Train until max_iters"
         _check_workflow(data_loaders, workflow)
         self.max_iters = max_iters or self.max_iters
-        self.logger.info('Start running: %d iterations, workflow %s, work_dir %s', self.max_iters, [tuple(w) for w in workflow], short_path(self.work_dir or 'none'))
+        self.logger.info('Start running: %d iterations, workflow %s, work_dir %s', self.max_iters, [tuple(w) for w in workflow],
+                         short_path(self.work_dir or 'none'))
         loaders = [IterLoader(x) for x in data_loaders]
         with self.running():
             self._catch_up(loaders, workflow)
