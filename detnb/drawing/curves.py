@@ -47,7 +47,7 @@ def series(records, # of one run, in order
     points = {xi: r[key] for xi, r in zip(x, records) if isinstance(r.get(key), (int, float))}
     return np.array(sorted(points)), np.array([points[xi] for xi in sorted(points)])
 
-# %% ../../nbs/drawing/50_curves.ipynb #a2ad29ac
+# %% ../../nbs/drawing/50_curves.ipynb #ee47c94b
 def draw_curves(ax,          # an axis
                 records,     # of one run
                 keys,        # what to draw
@@ -74,7 +74,8 @@ def draw_losses(ax, records):
     parts = keys_of(records, 'train', lambda k: 'loss' in k and k != 'loss')
     draw_curves(ax, records, ['loss'] * any('loss' in r for r in records) + parts, strong=['loss'])
     x, lr = series(records, 'lr')
-    for i in np.flatnonzero(lr[1:] < .6 * lr[:-1]): ax.axvline((x[i] + x[i + 1]) / 2, color='grey', lw=.8, ls=':')
+    steps = (lr[2:] < .6 * lr[1:-1]) & (lr[1:-1] == lr[:-2])              # a fall after a level stretch; a cosine has none
+    for i in np.flatnonzero(steps): ax.axvline((x[i + 1] + x[i + 2]) / 2, color='grey', lw=.8, ls=':')
     ax.set_ylim(bottom=0)
     return ax
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ..foundation.files import atomic_write
 from ..foundation.images import imread
 
-# %% ../../nbs/drawing/20_picture.ipynb #4c87143b
+# %% ../../nbs/drawing/20_picture.ipynb #4e7f2def
 class Picture(Figure):
     "A matplotlib figure outside pyplot that shows itself once as the last line of a cell"
     settled = False   # whether the layout has found its places
@@ -38,9 +38,11 @@ class Picture(Figure):
     @property
     def is_photo(self): return any(i.get_size()[0] * i.get_size()[1] > 10_000 for ax in self.axes for i in ax.get_images())
 
-    def jpeg(self, quality=80) -> bytes:
-        "The picture as JPEG"
-        Image.fromarray(self.array()).save(out := BytesIO(), 'JPEG', quality=quality, optimize=True)
+    def jpeg(self, quality=80, max_width=None) -> bytes: # pixels
+        "The picture as JPEG, made smaller where it is wider than that"
+        img = Image.fromarray(self.array())
+        if max_width and img.width > max_width: img = img.resize((max_width, round(img.height * max_width / img.width)), Image.Resampling.LANCZOS)
+        img.save(out := BytesIO(), 'JPEG', quality=quality, optimize=True)
         return out.getvalue()
 
     def png(self, colors=128) -> bytes: # charts need few colours
@@ -51,11 +53,11 @@ class Picture(Figure):
 
     def __repr__(self): return f'<{type(self).__name__} of {self.bbox.width:.0f} x {self.bbox.height:.0f} pixels>'
 
-# %% ../../nbs/drawing/20_picture.ipynb #af26eeab
+# %% ../../nbs/drawing/20_picture.ipynb #610d19e2
 @patch
 def encoded(self: Picture) -> tuple: # MIME type and bytes
-    "The smaller fitting form: JPEG for a photo, PNG for a chart"
-    return ('image/jpeg', self.jpeg()) if self.is_photo else ('image/png', self.png())
+    "The smaller fitting form, no wider than a cell: JPEG for a photo, PNG for a chart"
+    return ('image/jpeg', self.jpeg(max_width=720)) if self.is_photo else ('image/png', self.png())
 
 @patch
 def _ipython_display_(self: Picture):
