@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'wide_weights', 'detnb_detector', 'torchvision_state', 'torchvision_detector', 'benchmark_batch', 'runs',
-           'in_turns', 'benchmark', 'main']
+           'in_turns', 'benchmark']
 
-# %% ../../nbs/apis/80_benchmark.ipynb #0f89a5ec
-import argparse, statistics, time
+# %% ../../nbs/apis/80_benchmark.ipynb #30c65f49
+import statistics, time
 from contextlib import nullcontext
 
 import numpy as np, torch
@@ -157,20 +157,3 @@ def benchmark(
         found[name] = dict(detnb=mine, torchvision=other, ratio=mine / other)
         log(f'{name:10s} detnb {mine:8.4f} s   torchvision {other:8.4f} s   ratio {mine / other:.2f}')
     return found
-
-# %% ../../nbs/apis/80_benchmark.ipynb #c342e5fa
-def main(
-    argv=None): # default: the command line's
-    "`detnb benchmark`: print both medians and their ratio"
-    parser = argparse.ArgumentParser('detnb benchmark', description='Faster R-CNN R50-FPN here and in torchvision, in turns')
-    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'))
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...; default: the GPU where there is one')
-    parser.add_argument('--what', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
-    parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='both sides under autocast')
-    parser.add_argument('--seed', type=int, default=0)
-    benchmark(**vars(parser.parse_args(argv)))
-    return 0
-
-if __name__ == '__main__' and '__file__' in globals(): main()   # as a file, not in a notebook
