@@ -9,6 +9,7 @@ from nbconvert import MarkdownExporter
 nbs = Path(__file__).resolve().parent
 pictures = Path('nbs/index_files')
 hidden = re.compile(r'^#\s*\|\s*(hide|export)\b', re.M)
+quiet = re.compile(r'^#\s*\|\s*output:\s*false\b', re.M)
 link = re.compile(r'\]\(([^):#]+)\)')      # to a file of the project; it starts from nbs/ in the notebook, from the root in README.md
 directive = re.compile(r'^#\s*\|.*\n?', re.M)
 
@@ -18,6 +19,7 @@ def readme() -> tuple:  # the text of README.md, and {path from the project's ro
     nb.cells = [c for c in nb.cells if c.source.strip() and not (c.cell_type == 'code' and hidden.search(c.source))]
     for cell in nb.cells:
         if cell.cell_type != 'code': continue
+        if quiet.search(cell.source): cell.outputs = []
         cell.source = directive.sub('', cell.source)
         for out in cell.outputs:      # a picture's text form, `<Picture of 540 x 360 pixels>`, is for terminals
             if any(kind.startswith('image/') for kind in out.get('data', {})): out.data.pop('text/plain', None)
