@@ -42,6 +42,7 @@ def exported(project, into):
     "Export every notebook of `project` into a copy -> {file: text} of the package that results"
     shutil.copytree(project/'nbs', into/'nbs', ignore=lambda folder, names: [n for n in names if n[0] in '._' or not (n.endswith('.ipynb') or (Path(folder)/n).is_dir())]); shutil.copy(project/'settings.ini', into)
     (into/'detnb').mkdir(exist_ok=True); shutil.copy(project/'detnb'/'__init__.py', into/'detnb')   # nbdev reads the version from it
+    if (project/'detnb'/'configs').exists(): shutil.copytree(project/'detnb'/'configs', into/'detnb'/'configs')   # nbdev's index lists them
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PYTHONPATH')}                # IN_TEST makes nbdev_export do nothing
     done = subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=into, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
