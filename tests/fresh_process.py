@@ -31,7 +31,8 @@ def run(function, *args, timeout=600):
         late = process.is_alive()
         if late: process.kill(); process.join()
         text = Path(log).read_text(encoding='utf-8', errors='replace')
-        return process.exitcode == 0, text + (f'\nstopped after {timeout} s' if late else '')
+        ended = f'\nstopped after {timeout} s' if late else f'\nended with exit code {process.exitcode}' if process.exitcode else ''
+        return process.exitcode == 0, text + ended
     finally:
         with contextlib.suppress(FileNotFoundError): os.unlink(log)
 

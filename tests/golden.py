@@ -106,17 +106,20 @@ def compare(got, want, where, tol=2e-3):
 
 
 def compare_detections(result, want):
-    "All but one in fifty of the best detections must be there: class, an overlap above .98, score within .002 (or the same place to .05 px)"
+    """All but one in fifty of the best detections must be there: class, an overlap above .98, score within .002 (or the same place to .05 px).
+
+    A box thinner than a tenth of a pixel is not looked for: the last digits of a convolution change with the processor and the number of
+    threads, and move such a box by more than its own width (in double precision it is elsewhere again)."""
     result = [result] if isinstance(result, np.ndarray) else result
     count, bad = sum(map(len, result)), []
     if len(result) != want['num_classes_out']: return [f'{len(result)} classes, wanted {want["num_classes_out"]}']
     if abs(count - want['num_dets']) > max(1, .02 * want['num_dets']): bad.append(f'{count} detections, wanted {want["num_dets"]}')
-    missing = 0
-    for cls, *values in want['dets']:
+    missing, dets = 0, [d for d in want['dets'] if min(d[3] - d[1], d[4] - d[2]) >= .1]
+    for cls, *values in dets:
         near = np.abs(result[cls] - np.array(values)) if len(result[cls]) else np.full((1, 5), np.inf)
         overlap = box_iou(torch.tensor([values[:4]]), torch.from_numpy(np.asarray(result[cls], np.float32)[:, :4]))[0].numpy() if len(result[cls]) else np.zeros(1)
         missing += not ((overlap > .98) & (near[:, 4] < 2e-3) | (near[:, :4].max(1) < .05)).any()
-    return bad + ([f'{missing} of the {len(want["dets"])} best detections are missing'] if missing > .02 * len(want['dets']) else [])
+    return bad + ([f'{missing} of the {len(dets)} best detections are missing'] if missing > .02 * len(dets) else [])
 
 
 def check_outputs(figure):

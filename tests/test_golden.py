@@ -76,5 +76,5 @@ def test_full_figures(what, family, tmp_path):
     names = tmp_path/'names'
     names.write_text('\n'.join(p for p in zoo if p.startswith(family + '/')))     # as a pattern, rpn/ would be in cascade_rpn/ too
     done = subprocess.run([sys.executable, str(full/'check.py'), what, '--list', str(names)], capture_output=True, text=True, cwd=root,
-                          env=dict(os.environ, PYTHONPATH=str(root)))
+                          env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))      # as the figures were made: see compare_detections
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
