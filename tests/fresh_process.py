@@ -19,6 +19,7 @@ def _child(function, args, log):
     try: good = function(*args) is not False
     except BaseException: traceback.print_exc(); good = False
     sys.stdout.flush()
+    if good: Path(f'{log}.good').touch()        # the fork server now and then loses an exit code when several end at once
     os._exit(0 if good else 1)                  # no clean-up of what a notebook left half open
 
 
@@ -31,10 +32,12 @@ def run(function, *args, timeout=600):
         late = process.is_alive()
         if late: process.kill(); process.join()
         text = Path(log).read_text(encoding='utf-8', errors='replace')
-        ended = f'\nstopped after {timeout} s' if late else f'\nended with exit code {process.exitcode}' if process.exitcode else ''
-        return process.exitcode == 0, text + ended
+        good = Path(f'{log}.good').exists()
+        ended = f'\nstopped after {timeout} s' if late else '' if good else f'\nended with exit code {process.exitcode}'
+        return good, text + ended
     finally:
-        with contextlib.suppress(FileNotFoundError): os.unlink(log)
+        for path in (log, f'{log}.good'):
+            with contextlib.suppress(FileNotFoundError): os.unlink(path)
 
 
 def run_notebook(path, root, skip_flags):
