@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer',
-           'BaseRoIHead', 'StandardRoIHead']
+           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead']
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #a62559ce
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #64dfcc53
 from .single_level_extractor import SingleRoIExtractor
 from .bbox_head import BBoxHead
 from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from .fcn_mask_head import FCNMaskHead
 from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #0c259070
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #6d5f2b88
 _all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
-    'StandardRoIHead']
+    'StandardRoIHead', 'FCNMaskHead']
