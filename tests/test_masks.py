@@ -10,7 +10,7 @@ from detnb.core import BitmapMasks, PolygonMasks
 from detnb.models import build_detector
 from test_detectors import BOXES, LABELS, NONE, NOTHING, batch, step
 
-NAMES = ['mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py']
+NAMES = ['mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', 'cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py']
 
 
 def each(x): return x if isinstance(x, (list, tuple)) else [x]
