@@ -2,8 +2,10 @@
 import json, os, subprocess, sys
 from pathlib import Path
 
-import pytest, torch
-from golden import check_outputs, configs, figures, shipped, structure_hash, values_hash, without_weights
+import numpy as np, pytest, torch
+from golden import check_outputs, compare_masks, configs, ellipses, figures, shipped, structure_hash, values_hash, without_weights
+
+from detnb.structures.results import encode_mask
 
 root = Path(__file__).resolve().parent.parent
 zoo = json.loads((figures/'zoo.json').read_text())
@@ -82,6 +84,14 @@ def test_outputs_notice_a_difference():
     figure['losses']['loss_cls'] *= 1.01
     bad = check_outputs(figure)
     assert len(bad) == 3 and 'features[0]' in bad[0] and 'missing' in bad[1] and 'loss_cls' in bad[2], bad
+
+
+def test_masks_notice_a_difference():
+    boxes = [np.array([[10., 10, 60, 60, .9], [80, 20, 130, 90, .8]])]
+    masks = [list(ellipses(boxes[0][:, :4], 100, 140).masks)]
+    want = [dict(cls=0, area=int(m.sum()), rle=encode_mask(m)['counts']) for m in masks[0]]
+    assert not compare_masks(boxes, masks, want, (100, 140))
+    assert compare_masks(boxes, [[np.roll(m, 3, 1) for m in masks[0]]], want, (100, 140)) == ['2 of the 2 best masks differ']
 
 
 @pytest.mark.skipif(not full.exists(), reason='the full figures lie in ../shared/golden only')
