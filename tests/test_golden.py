@@ -21,7 +21,7 @@ PENDING = set('''
     PISARoIHead PISARetinaHead PISASSDHead ScoreHLRSampler FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOV3Neck Darknet YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
-    YOLOX YOLOXHead YOLOXPAFPN CSPDarknet SimOTAAssigner HRNet HRFPN Res2Net ResNeSt
+    YOLOX YOLOXHead YOLOXPAFPN CSPDarknet SimOTAAssigner
     LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator DeformRoIPoolPack ModulatedDeformRoIPoolPack
 '''.split())
 
