@@ -20,8 +20,8 @@ PENDING = set('''
     DetectoRS_ResNet RFP SAC ConvAWS PanopticFPN PanopticFPNHead HeuristicFusionHead
     PISARoIHead PISARetinaHead PISASSDHead ScoreHLRSampler FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
-    YOLOV3 YOLOV3Head YOLOV3Neck Darknet YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
-    YOLOX YOLOXHead YOLOXPAFPN CSPDarknet SimOTAAssigner
+    YOLOV3 YOLOV3Head  YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
+    YOLOX YOLOXHead  SimOTAAssigner
     LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator DeformRoIPoolPack ModulatedDeformRoIPoolPack
 '''.split())
 
