@@ -7,13 +7,23 @@ import gzip, hashlib, json, math, sys, zlib
 from pathlib import Path
 
 import numpy as np, torch
+from pycocotools import mask as coco_mask
 from torchvision.ops import box_iou
+
+from detnb.structures.masks import BitmapMasks
+from detnb.structures.results import encode_mask
 
 figures = Path(__file__).resolve().parent/'figures'
 configs = Path(__file__).resolve().parent.parent/'detnb'/'configs'
 OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py rpn/rpn_r50_fpn_1x_coco.py
     retinanet/retinanet_r18_fpn_1x_coco.py ssd/ssd300_coco.py ssd/ssdlite_mobilenetv2_scratch_600e_coco.py
-    pascal_voc/faster_rcnn_r50_caffe_c4_mstrain_18k_voc0712.py'''.split()
+    pascal_voc/faster_rcnn_r50_caffe_c4_mstrain_18k_voc0712.py mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py cityscapes/faster_rcnn_r50_fpn_1x_cityscapes.py
+    dcn/faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco.py dcnv2/faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco.py gn/mask_rcnn_r50_fpn_gn-all_2x_coco.py
+    gn+ws/faster_rcnn_x50_32x4d_fpn_gn_ws-all_1x_coco.py cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py
+    res2net/faster_rcnn_r2_101_fpn_2x_coco.py resnest/faster_rcnn_s50_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py
+    lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py openimages/retinanet_r50_fpn_32x2_1x_openimages.py
+    regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py
+    wider_face/ssd300_wider_face.py'''.split()
 
 
 def shipped():
@@ -93,6 +103,13 @@ def grid_proposals(h, w):
     return torch.minimum(boxes.clamp(min=0), torch.tensor([w, h, w, h]).float())
 
 
+def ellipses(boxes, h, w):
+    "The masks of the figures' losses: the ellipse inscribed in each box, taken at pixel centres"
+    y, x = np.mgrid[:h, :w] + .5
+    x1, y1, x2, y2 = np.array(boxes, np.float32).T[:, :, None, None]
+    return BitmapMasks((((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 <= 1).astype(np.uint8), h, w)
+
+
 # --- comparing
 def compare(got, want, where, tol=2e-3):
     "Differences between nested lists of tensors and their recorded shapes and 32 values each"
@@ -122,6 +139,17 @@ def compare_detections(result, want):
     return bad + ([f'{missing} of the {len(dets)} best detections are missing'] if missing > .02 * len(dets) else [])
 
 
+def compare_masks(boxes, masks, want, size):
+    "Among the twenty best, each of the ten recorded masks (but one) must have a mask of its class that overlaps it by .97"
+    best = sorted((-box[4], cls, i) for cls, found in enumerate(boxes) for i, box in enumerate(found))[:20]
+    off = 0
+    for w in want:
+        found = [encode_mask(masks[cls][i]) for _, cls, i in best if cls == w['cls']]
+        overlap = coco_mask.iou(found, [dict(size=list(size), counts=w['rle'])], [0]).ravel() if w['area'] else [float(coco_mask.area(f) == 0) for f in found]
+        off += max(overlap, default=0) < .97
+    return [f'{off} of the {len(want)} best masks differ'] if off > 1 else []
+
+
 def check_outputs(figure):
     "Build, fill and run one detector -> its differences from a figure of outputs/"
     from detnb import Config
@@ -129,7 +157,7 @@ def check_outputs(figure):
     cfg, spec, bad = Config.fromfile(figure['config']), figure['input'], []
     without_weights(cfg.model); all_samples(cfg.model)
     model = fill(build_detector(cfg.model)).eval()
-    model.CLASSES = [f'c{i}' for i in range(80)]
+    model.CLASSES = [f'c{i}' for i in range(figure['num_classes_out'])]
     img, meta = network_input(spec)
     proposals = [grid_proposals(spec['height'], spec['width'])] if 'proposals' in figure else None
     extra = dict(proposals=proposals) if proposals else {}
@@ -137,9 +165,13 @@ def check_outputs(figure):
         feats = model.extract_feat(img); bad += compare(feats, figure['feats'], 'features')
         for head in ('rpn_head', 'bbox_head'):
             if head in figure: bad += compare(getattr(model, head)(feats), figure[head], head)
-        bad += compare_detections(model.simple_test(img, [meta], rescale=True, **extra)[0], figure)
+        result = model.simple_test(img, [meta], rescale=True, **extra)[0]
+        boxes, masks = result if isinstance(result, tuple) else (result, None)
+        bad += compare_detections(boxes, figure)
+        if figure.get('masks'): bad += compare_masks(boxes, masks, figure['masks'], meta['img_shape'][:2])
     boxes, labels = torch.tensor(figure['train_inputs']['boxes']), torch.tensor(figure['train_inputs']['labels'])
     truth = dict(gt_bboxes=[boxes], **extra) | ({} if figure['config'].startswith('rpn/') else dict(gt_labels=[labels]))
+    if figure['train_inputs'].get('masks'): truth['gt_masks'] = [ellipses(figure['train_inputs']['boxes'], *meta['img_shape'][:2])]
     losses = model._parse_losses(model.forward_train(img.clone(), [meta], **truth))[1]
     for name, want in figure['losses'].items():
         if name not in losses: bad.append(f'{name}: missing')

@@ -2,15 +2,28 @@
 import json, os, subprocess, sys
 from pathlib import Path
 
-import pytest, torch
-from golden import check_outputs, configs, figures, shipped, structure_hash, values_hash, without_weights
+import numpy as np, pytest, torch
+from golden import check_outputs, compare_masks, configs, ellipses, figures, shipped, structure_hash, values_hash, without_weights
+
+from detnb.structures.results import encode_mask
 
 root = Path(__file__).resolve().parent.parent
 zoo = json.loads((figures/'zoo.json').read_text())
 full = root.parent/'shared'/'golden'          # the full figures, where they lie beside the checkout
-FAMILIES = 'faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc'.split()
+FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn cascade_rcnn htc detectors scnet panoptic_fpn pisa cornernet centripetalnet
+    yolox yolo cityscapes lvis openimages wider_face deepfashion dcn dcnv2 gn gn+ws regnet hrnet res2net resnest legacy_1.x scratch selfsup_pretrain
+    strong_baselines simple_copy_paste instaboost albu_example'''.split()
 # Parts that configs name and that are still to be built. A config is excused only by one of these, and a part that has been built may not stand here.
-PENDING = set()
+PENDING = set('''
+    HybridTaskCascade HybridTaskCascadeRoIHead HTCMaskHead FusedSemanticHead
+    SCNet SCNetRoIHead SCNetBBoxHead SCNetMaskHead SCNetSemanticHead GlobalContextHead FeatureRelayHead
+    DetectoRS_ResNet RFP SAC ConvAWS PanopticFPN PanopticFPNHead HeuristicFusionHead
+    PISARoIHead PISARetinaHead PISASSDHead ScoreHLRSampler FCOS FCOSHead
+    CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
+    YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
+    YOLOX YOLOXHead SimOTAAssigner
+    LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator DeformRoIPoolPack ModulatedDeformRoIPoolPack
+'''.split())
 
 
 def types(o):
@@ -40,7 +53,9 @@ def test_parts_say_their_values():
 
 def test_structure():
     "Names, shapes, order, frozen set and number of parameters; on the meta device, where a network costs no memory"
-    from detnb.models import MODELS, build_detector
+    from detnb import Registry, layers, models, ops
+    from detnb.models import build_detector, targets
+    registries = [r for m in (layers, models, targets) for r in vars(m).values() if isinstance(r, Registry)]
     bad = []
     for path, want in zoo.items():
         cfg = load(path)
@@ -52,7 +67,8 @@ def test_structure():
                    tensors=len(model.state_dict()), params=sum(p.numel() for p in params.values()))
         bad += [f'{path}: {k} {got[k]}, wanted {want[k]}' for k in got if got[k] != want[k]]
     assert not bad, '\n'.join(bad[:20])
-    assert not [p for p in PENDING if p in MODELS], 'built by now: take it out of PENDING'
+    built = sorted(p for p in PENDING if any(p in r for r in registries) or hasattr(ops, p))
+    assert not built, f'built by now, take them out of PENDING: {built}'
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in (figures/'outputs').glob('*.json')))
@@ -70,11 +86,21 @@ def test_outputs_notice_a_difference():
     assert len(bad) == 3 and 'features[0]' in bad[0] and 'missing' in bad[1] and 'loss_cls' in bad[2], bad
 
 
+def test_masks_notice_a_difference():
+    boxes = [np.array([[10., 10, 60, 60, .9], [80, 20, 130, 90, .8]])]
+    masks = [list(ellipses(boxes[0][:, :4], 100, 140).masks)]
+    want = [dict(cls=0, area=int(m.sum()), rle=encode_mask(m)['counts']) for m in masks[0]]
+    assert not compare_masks(boxes, masks, want, (100, 140))
+    assert compare_masks(boxes, [[np.roll(m, 3, 1) for m in masks[0]]], want, (100, 140)) == ['2 of the 2 best masks differ']
+
+
 @pytest.mark.skipif(not full.exists(), reason='the full figures lie in ../shared/golden only')
 @pytest.mark.parametrize('what,family', [(w, f) for w in ('configs', 'outputs') for f in FAMILIES])
 def test_full_figures(what, family, tmp_path):
     names = tmp_path/'names'
-    names.write_text('\n'.join(p for p in zoo if p.startswith(family + '/')))     # as a pattern, rpn/ would be in cascade_rpn/ too
+    held = [p for p in zoo if p.startswith(family + '/') and (what == 'configs' or not types(load(p)._cfg_dict.model) & PENDING)]
+    if not held: pytest.skip(f'{family}: its parts are in PENDING')
+    names.write_text('\n'.join(held))      # as a pattern, rpn/ would be in cascade_rpn/ too
     done = subprocess.run([sys.executable, str(full/'check.py'), what, '--list', str(names)], capture_output=True, text=True, cwd=root,
                           env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))      # as the figures were made: see compare_detections
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

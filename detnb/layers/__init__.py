@@ -9,25 +9,31 @@ __all__ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVAT
            'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm', 'fuse_conv_bn',
            'may_reorder', 'prefer_channels_last', 'INITIALIZERS', 'bias_init_with_prob', 'caffe2_xavier_init',
            'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init', 'uniform_init',
-           'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential']
+           'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock', 'ConvWS2d',
+           'CSPLayer', 'DarknetBottleneck', 'DeformConv2dPack', 'ModulatedDeformConv2dPack']
 
-# %% ../../nbs/layers/00_layers.ipynb #ab4fadd8
+# %% ../../nbs/layers/00_layers.ipynb #3bd5383a
 from .blocks import InvertedResidual, ResLayer, SELayer, make_divisible
 from .build import (ACTIVATION_LAYERS, CONV_LAYERS, LINEAR_LAYERS, NORM_LAYERS, PADDING_LAYERS, PLUGIN_LAYERS, UPSAMPLE_LAYERS,
                                 build_activation_layer, build_conv_layer, build_linear_layer, build_norm_layer, build_padding_layer,
                                 build_plugin_layer, build_upsample_layer)
+from .context_block import ContextBlock
 from .conv_module import ConvModule, DepthwiseSeparableConvModule, Scale
+from .csp import CSPLayer, DarknetBottleneck
+from .deformable import DeformConv2dPack, ModulatedDeformConv2dPack
 from .fold import conv_norm, fuse_conv_bn
 from .memory_format import may_reorder, prefer_channels_last
 from .initialize import (INITIALIZERS, bias_init_with_prob, caffe2_xavier_init, constant_init, initialize, kaiming_init, normal_init,
                                      trunc_normal_init, uniform_init, xavier_init)
 from .module import BaseModule, ModuleDict, ModuleList, Sequential
+from .weight_standard import ConvWS2d
 
-# %% ../../nbs/layers/00_layers.ipynb #4e341e46
+# %% ../../nbs/layers/00_layers.ipynb #05b152d5
 _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS', 'NORM_LAYERS',
          'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer', 'build_conv_layer', 'build_linear_layer', 'build_norm_layer',
          'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm',
          'fuse_conv_bn', 'may_reorder',
          'prefer_channels_last', 'INITIALIZERS',
          'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',
-         'trunc_normal_init', 'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential']
+         'trunc_normal_init', 'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential',
+         'ContextBlock', 'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2dPack', 'ModulatedDeformConv2dPack']

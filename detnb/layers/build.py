@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from ..foundation.registry import Registry
 
-# %% ../../nbs/layers/20_build.ipynb #102054bf
+# %% ../../nbs/layers/20_build.ipynb #2780490e
 CONV_LAYERS, NORM_LAYERS = Registry('conv layer'), Registry('norm layer')
 ACTIVATION_LAYERS, PADDING_LAYERS = Registry('activation layer'), Registry('padding layer')
 UPSAMPLE_LAYERS, PLUGIN_LAYERS, LINEAR_LAYERS = Registry('upsample layer'), Registry('plugin layer'), Registry('linear layer')
 
 for name, cls in dict(Conv1d=nn.Conv1d, Conv2d=nn.Conv2d, Conv3d=nn.Conv3d, Conv=nn.Conv2d).items(): CONV_LAYERS.register_module(name, module=cls)
-for name, cls in dict(BN=nn.BatchNorm2d, BN1d=nn.BatchNorm1d, BN2d=nn.BatchNorm2d, BN3d=nn.BatchNorm3d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm,
-                      LN=nn.LayerNorm, IN=nn.InstanceNorm2d, IN1d=nn.InstanceNorm1d, IN2d=nn.InstanceNorm2d,
-                      IN3d=nn.InstanceNorm3d).items(): NORM_LAYERS.register_module(name, module=cls)
+for name, cls in dict(BN=nn.BatchNorm2d, BN1d=nn.BatchNorm1d, BN2d=nn.BatchNorm2d, BN3d=nn.BatchNorm3d, SyncBN=nn.SyncBatchNorm,
+                      MMSyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm, LN=nn.LayerNorm, IN=nn.InstanceNorm2d, IN1d=nn.InstanceNorm1d,
+                      IN2d=nn.InstanceNorm2d, IN3d=nn.InstanceNorm3d).items(): NORM_LAYERS.register_module(name, module=cls)
 for cls in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish):
     ACTIVATION_LAYERS.register_module(module=cls)
 ACTIVATION_LAYERS.register_module(['Swish'], module=nn.SiLU)

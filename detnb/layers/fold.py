@@ -27,7 +27,7 @@ def folded_weights(
     shape = [1, -1] if getattr(conv, 'transposed', False) else [-1, 1]
     return conv.weight * scale.view(*shape, *[1] * (conv.weight.dim() - 2)), shift
 
-# %% ../../nbs/layers/23_fold.ipynb #73d12403
+# %% ../../nbs/layers/23_fold.ipynb #14ea9838
 def fuse_conv_bn(
     module: nn.Module,         # any model
 ) -> nn.Module:                # the same, changed in place
@@ -39,7 +39,7 @@ def fuse_conv_bn(
             with torch.no_grad(): weight, bias = folded_weights(module._modules[last], child)
             module._modules[last].weight, module._modules[last].bias = nn.Parameter(weight), nn.Parameter(bias)
             module._modules[name], last = nn.Identity(), None
-        elif isinstance(child, nn.Conv2d): last = name
+        elif isinstance(child, nn.Conv2d): last = name if type(child) is nn.Conv2d else None     # one with weights made on the fly takes no fold
         else: fuse_conv_bn(child)
     return module
 

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou', 'roi_align', 'roi_align_levels',
-           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss']
+           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks']
 
-# %% ../../nbs/ops/00_ops.ipynb #95c232a6
+# %% ../../nbs/ops/00_ops.ipynb #31a2660a
 from .batched_nms import batched_nms, multiclass_nms, nms_batch
 from .nms import nms, pairwise_iou
 from .focal import sigmoid_focal_loss
+from .paste_masks import paste_masks
 from .roi_align import RoIAlign, RoIPool, roi_align, roi_align_levels
 from .soft_nms import soft_nms
 
-# %% ../../nbs/ops/00_ops.ipynb #0913d2df
+# %% ../../nbs/ops/00_ops.ipynb #d5380ca5
 _all_ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou',
-         'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss']
+         'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks']

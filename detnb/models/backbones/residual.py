@@ -68,7 +68,7 @@ class BasicBlock(ResidualBlock):
 
     def residual(self, x: Tensor) -> Tensor: return self.add_shortcut(self.unit(self.relu(self.unit(x, 1)), 2), x)
 
-# %% ../../../nbs/models/backbones/05_residual.ipynb #3195f926
+# %% ../../../nbs/models/backbones/05_residual.ipynb #cfe1d62a
 class Bottleneck(ResidualBlock):
     "1x1 down, 3x3, 1x1 up, and a shortcut (He et al., 2015; with groups: ResNeXt, Xie et al., 2017)."
     expansion = 4
@@ -98,9 +98,10 @@ class Bottleneck(ResidualBlock):
         width = planes if groups == 1 else int(planes * base_width / base_channels) * groups
         self.add_unit(1, build_conv_layer(conv_cfg, inplanes, width, 1, stride=first, bias=False), norm_cfg, width)
         self.add_unit(2, self._middle(conv_cfg, dcn, width, second, dilation, groups), norm_cfg, width)
-        self.add_unit(3, build_conv_layer(conv_cfg, width, planes * 4, 1, bias=False), norm_cfg, planes * 4)
+        out = planes * self.expansion
+        self.add_unit(3, build_conv_layer(conv_cfg, width, out, 1, bias=False), norm_cfg, out)
         self.relu, self.downsample = nn.ReLU(inplace=True), downsample
-        self._add_plugins(plugins or [], width, planes * 4)
+        self._add_plugins(plugins or [], width, out)
 
 # %% ../../../nbs/models/backbones/05_residual.ipynb #475e255c
 def _middle(self, conv_cfg, dcn, width, stride, dilation, groups):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN']
+           'RPN', 'MaskRCNN', 'CascadeRCNN']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #11389086
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #5ef4405b
 from .base import BaseDetector, normalize_batch
 from .single_stage import RetinaNet, SingleStageDetector
-from .two_stage import FasterRCNN, FastRCNN, TwoStageDetector
+from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, TwoStageDetector
 from .rpn import RPN
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #04c55cfb
-_all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN']
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #ff510b65
+_all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
+    'MaskRCNN', 'CascadeRCNN']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BaseRoIHead', 'sample_proposals', 'StandardRoIHead', 'split_rows', 'batch_results']
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #080f28f4
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #296c4a68
 import torch
 from torch import Tensor
 from ...layers.module import BaseModule
@@ -18,10 +18,11 @@ from ..targets.builder import build_assigner, build_sampler, overridden
 from ..targets.samplers import SamplingBatch, sample_all
 from ..targets import hard_samplers as _hard_samplers # registers what configs name
 from ..dense_heads.candidates import image_scales
+from .roi_masks import MaskBranch, last_stage
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #f6f1b14f
-class BaseRoIHead(BaseModule):
-    "Frame of a second stage; a subclass builds the parts and defines `forward_train` and `simple_test`"
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #6ad849dc
+class BaseRoIHead(MaskBranch, BaseModule):
+    "Frame of a second stage; a subclass builds the parts and defines `forward_train` and `decide`"
     def __init__(self,
                  bbox_roi_extractor=None, bbox_head=None, # configs of the parts for boxes
                  mask_roi_extractor=None, mask_head=None, # and for masks
@@ -44,9 +45,6 @@ class BaseRoIHead(BaseModule):
 
     def init_bbox_head(self, bbox_roi_extractor, bbox_head):
         self.bbox_roi_extractor, self.bbox_head = build_roi_extractor(bbox_roi_extractor), build_head(bbox_head)
-
-    def init_mask_head(self, mask_roi_extractor, mask_head):
-        raise NotImplementedError(f'{type(self).__name__} has no masks; model.roi_head.mask_head must be left out')
 
     def init_assigner_sampler(self):
         self.bbox_assigner = self.bbox_sampler = None
@@ -103,16 +101,20 @@ class StandardRoIHead(BaseRoIHead):
         targets = self.bbox_head.get_targets(s, gt_bboxes, gt_labels, self.train_cfg)
         return dict(results, loss_bbox=self.bbox_head.loss(results['cls_score'], results['bbox_pred'], rois, *targets))
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #1c3f51a5
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #0f9af0c3
 def split_rows(x, counts): # (n, ...) or a list of these or None -> one for each image
     "Cut rows of a batch into those of its images"
     if isinstance(x, (list, tuple)): return [list(p) for p in zip(*[split_rows(y, counts) for y in x])]
     return [None] * len(counts) if x is None else list(x.split(counts))
 
+def _decide(self, x, rois, img_metas): # feature maps, (n, 5) -> rois, scores (or a list of them, one a stage), deltas
+    results = self._bbox_forward(x, rois)
+    return rois, results['cls_score'], results['bbox_pred']
+
 def _simple_test_bboxes(self, x, img_metas, proposals, rcnn_test_cfg, rescale=False):
     "Lists over images of boxes (k, 5) and labels (k,); without `rcnn_test_cfg` all boxes and scores"
-    rois, counts = bbox2roi(proposals), [len(p) for p in proposals]
-    results = self._bbox_forward(x, rois); scores, deltas, head = results['cls_score'], results['bbox_pred'], self.bbox_head
+    head, counts = last_stage(self.bbox_head), [len(p) for p in proposals]
+    rois, scores, deltas = self.decide(x, bbox2roi(proposals), img_metas)
     if rcnn_test_cfg is not None and not overridden(head, 'get_bboxes_batch', 'get_bboxes'):
         return head.get_bboxes_batch(rois, scores, deltas, img_metas, rescale, rcnn_test_cfg)
     own = getattr(head, 'bbox_pred_split', split_rows) if isinstance(deltas, (list, tuple)) else split_rows # SABL's deltas are not rows
@@ -121,14 +123,15 @@ def _simple_test_bboxes(self, x, img_metas, proposals, rcnn_test_cfg, rescale=Fa
     return tuple(map(list, zip(*parts)))
 
 def _simple_test(self, x, proposal_list, img_metas, proposals=None, rescale=False):
-    "For each image a list over classes of (n, 5) arrays"
+    "For each image a list over classes of (n, 5) arrays; with masks a pair of it and masks by class"
     if not self.with_bbox: raise ValueError(f'{type(self).__name__} without a bbox_head can not be tested for boxes')
     boxes, labels = self.simple_test_bboxes(x, img_metas, proposal_list, self.test_cfg, rescale=rescale)
-    bbox_results = batch_results(boxes, labels, self.bbox_head.num_classes)
+    bbox_results = batch_results(boxes, labels, last_stage(self.bbox_head).num_classes)
     if not self.with_mask: return bbox_results
     return list(zip(bbox_results, self.simple_test_mask(x, img_metas, boxes, labels, rescale=rescale)))
 
-StandardRoIHead.simple_test_bboxes, StandardRoIHead.simple_test = _simple_test_bboxes, _simple_test
+StandardRoIHead.decide = _decide
+BaseRoIHead.simple_test_bboxes, BaseRoIHead.simple_test = _simple_test_bboxes, _simple_test
 
 # %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #5d657dc0
 def batch_results(boxes,         # list of (k, 5), one an image
@@ -143,15 +146,14 @@ def batch_results(boxes,         # list of (k, 5), one an image
         out.append([mine[mine[:, 5] == c, :5] for c in range(num_classes)])
     return out
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #d26cb180
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #2a2bf0b4
 def _aug_test_bboxes(self, feats, img_metas, proposal_list, rcnn_test_cfg):
     "Boxes (k, 5) in pixels of the original picture, and labels (k,), for one image in several versions"
     boxes, scores = [], []
     for x, metas in zip(feats, img_metas):
         m = metas[0]; direction = m.get('flip_direction') or 'horizontal'
         rois = bbox2roi([bbox_mapping(proposal_list[0][:, :4], m['img_shape'], m['scale_factor'], m['flip'], direction)])
-        results = self._bbox_forward(x, rois)
-        b, s = self.bbox_head.get_bboxes(rois, results['cls_score'], results['bbox_pred'], m['img_shape'], m['scale_factor'])
+        b, s = last_stage(self.bbox_head).get_bboxes(*self.decide(x, rois, metas), m['img_shape'], m['scale_factor'])
         boxes.append(bbox_mapping_back(b, m['img_shape'], m['scale_factor'], m['flip'], direction)); scores.append(s)
     boxes, scores = torch.stack(boxes).mean(0), torch.stack(scores).mean(0)
     if not len(boxes): return boxes.new_zeros(0, 5), boxes.new_zeros(0, dtype=torch.long)
@@ -161,12 +163,13 @@ def _aug_test(self, x, proposal_list, img_metas, rescale=False):
     "Results of one image from several versions: `x` and `img_metas` are lists over versions"
     boxes, labels = self.aug_test_bboxes(x, img_metas, proposal_list, self.test_cfg)
     shown = boxes if rescale else torch.cat([boxes[:, :4] * image_scales(img_metas[0], boxes), boxes[:, 4:]], 1)
-    results = batch_results([shown], [labels], self.bbox_head.num_classes)
+    results = batch_results([shown], [labels], last_stage(self.bbox_head).num_classes)
     if not self.with_mask: return results
     return [(results[0], self.aug_test_mask(x, img_metas, boxes, labels))]
 
 def _forward_dummy(self, x, proposals): # proposals (n, 4) of one image; for counting operations
-    results = self._bbox_forward(x, bbox2roi([proposals]))
-    return results['cls_score'], results['bbox_pred']
+    rois = bbox2roi([proposals])
+    results = self.decide(x, rois, [dict(img_shape=tuple(4 * n for n in x[0].shape[-2:]))])[1:] if self.with_bbox else ()
+    return (*results, *self._mask_preds(x, rois[:100])) if self.with_mask else tuple(results)
 
-StandardRoIHead.aug_test_bboxes, StandardRoIHead.aug_test, StandardRoIHead.forward_dummy = _aug_test_bboxes, _aug_test, _forward_dummy
+BaseRoIHead.aug_test_bboxes, BaseRoIHead.aug_test, BaseRoIHead.forward_dummy = _aug_test_bboxes, _aug_test, _forward_dummy

@@ -1,0 +1,6 @@
+_base_ = './mask_rcnn_regnetx-3.2GF_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, True, True)))
