@@ -3,6 +3,7 @@
 Fake tensors carry shape and device but no values: an operation over two devices raises, and so does every look at a value (`.item()`,
 `nonzero` followed by its length), which on a GPU would make the processor wait."""
 import numpy as np, pytest, torch
+from fresh_process import run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -13,9 +14,9 @@ def fake_gpu():
     return True
 
 
-@pytest.mark.skipif(not fake_gpu(), reason='this version of torch (2.4 is one) makes no fake parameters of a GPU that is not there')
-@pytest.mark.parametrize('config', ['retinanet/retinanet_r18_fpn_1x_coco.py', 'ssd/ssd300_coco.py', 'rpn/rpn_r50_fpn_1x_coco.py'])
-def test_a_training_step_stays_on_its_device(config):
+def training_step(config, root):
+    import sys
+    sys.path.insert(0, root)
     from detnb import Config
     from detnb.models import build_detector
     cfg, (h, w) = Config.fromfile(config), (320, 320)
@@ -31,3 +32,11 @@ def test_a_training_step_stays_on_its_device(config):
         losses = model(img=img, img_metas=[dict(meta), dict(meta)], return_loss=True, **truth)
         total = sum(torch.stack(v).sum() if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k)
         assert total.device.type == 'cuda' and total.shape == ()
+
+
+@pytest.mark.skipif(not fake_gpu(), reason='this version of torch (2.4 is one) makes no fake parameters of a GPU that is not there')
+@pytest.mark.parametrize('config', ['retinanet/retinanet_r18_fpn_1x_coco.py', 'ssd/ssd300_coco.py', 'rpn/rpn_r50_fpn_1x_coco.py'])
+def test_a_training_step_stays_on_its_device(config, project):
+    "In a process of its own: fake tensors do not mix with what other tests have left in caches"
+    good, text = run(training_step, config, str(project))
+    assert good, text

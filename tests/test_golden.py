@@ -100,6 +100,8 @@ def test_full_figures(what, family, tmp_path):
     names = tmp_path/'names'
     held = [p for p in zoo if p.startswith(family + '/') and (what == 'configs' or not types(load(p)._cfg_dict.model) & PENDING)]
     if not held: pytest.skip(f'{family}: its parts are in PENDING')
+    if what == 'outputs': held = [p for p in held if (full/'outputs'/f'{p[:-3].replace("/", "__")}.json').exists()]
+    if not held: pytest.skip(f'{family}: there are no figures of what its buildable configs compute')
     names.write_text('\n'.join(held))      # as a pattern, rpn/ would be in cascade_rpn/ too
     done = subprocess.run([sys.executable, str(full/'check.py'), what, '--list', str(names)], capture_output=True, text=True, cwd=root,
                           env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))      # as the figures were made: see compare_detections
