@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CSPDarknet', 'Darknet', 'HRNet', 'MobileNetV2', 'RegNet', 'Res2Net', 'ResNeSt', 'ResNet', 'ResNetV1d', 'ResNeXt',
-           'SSDVGG']
+           'SSDVGG', 'DetectoRS_ResNet', 'DetectoRS_ResNeXt']
 
-# %% ../../../nbs/models/backbones/00_backbones.ipynb #3956e93c
+# %% ../../../nbs/models/backbones/00_backbones.ipynb #bb9eac55
 from .csp_darknet import CSPDarknet
 from .darknet import Darknet
+from .detectors_resnet import DetectoRS_ResNet, DetectoRS_ResNeXt
 from .hrnet import HRNet
 from .mobilenet_v2 import MobileNetV2
 from .regnet import RegNet
@@ -18,5 +19,6 @@ from .resnet import ResNet, ResNetV1d
 from .resnext import ResNeXt
 from .ssd_vgg import SSDVGG
 
-# %% ../../../nbs/models/backbones/00_backbones.ipynb #1e330307
-_all_ = ['CSPDarknet', 'Darknet', 'HRNet', 'MobileNetV2', 'RegNet', 'Res2Net', 'ResNeSt', 'ResNet', 'ResNetV1d', 'ResNeXt', 'SSDVGG']
+# %% ../../../nbs/models/backbones/00_backbones.ipynb #c2e49d58
+_all_ = ['CSPDarknet', 'Darknet', 'HRNet', 'MobileNetV2', 'RegNet', 'Res2Net', 'ResNeSt', 'ResNet', 'ResNetV1d', 'ResNeXt', 'SSDVGG',
+         'DetectoRS_ResNet', 'DetectoRS_ResNeXt']
