@@ -40,9 +40,10 @@ class SamplingResult:
     @property
     def bboxes(self): return torch.cat([self.pos_bboxes, self.neg_bboxes])
 
-# %% ../../../nbs/models/targets/40_samplers.ipynb #9700022d
+# %% ../../../nbs/models/targets/40_samplers.ipynb #8b356146
 class SamplingBatch:
     "What was drawn for a batch, padded: positives in the first `num_pos` columns, then negatives"
+    neg_weights = None # (B, K - num_pos) where a sampler says how much each negative counts
     def __init__(self, inds, valid, num_pos, bboxes, is_gt, gt_inds, gt_bboxes, gt_labels, num_gts):
         self.inds, self.valid, self.num_pos = inds, valid, num_pos                  # (B, K), (B, K), int
         self.bboxes, self.is_gt, self.gt_inds = bboxes, is_gt, gt_inds              # (B, K, 4), (B, K), (B, K) from 0, for positives
@@ -129,7 +130,7 @@ def _sample_batch(self,
 
 BaseSampler.sample_batch = _sample_batch
 
-# %% ../../../nbs/models/targets/40_samplers.ipynb #2c94c66f
+# %% ../../../nbs/models/targets/40_samplers.ipynb #3454ad12
 @BBOX_SAMPLERS.register_module()
 class RandomSampler(BaseSampler):
     "Draws positives and negatives at random (Faster R-CNN, arXiv:1506.01497)"
@@ -151,14 +152,19 @@ class RandomSampler(BaseSampler):
             own = torch.arange(1, gt_valid.shape[1] + 1, device=inds.device)
             inds, bboxes = torch.cat([torch.where(gt_valid, own, -1), inds], 1), torch.cat([gt_bboxes, bboxes[..., :4]], 1)
         pos, pos_ok = draw(inds > 0, int(self.num * self.pos_fraction))
-        neg, neg_ok = draw(inds == 0, self.num)
         drawn = pos_ok.sum(1, keepdim=True); quota = self.num - drawn
         if self.neg_pos_ub >= 0: quota = torch.minimum(quota, (self.neg_pos_ub * drawn.clamp(min=1)).long())
-        neg_ok &= torch.arange(neg.shape[1], device=neg.device) < quota
+        neg, neg_ok, weights = self.draw_negatives(inds == 0, quota, bboxes, feats)
         at = torch.cat([pos, neg], 1)
         is_gt = (at < gt_valid.shape[1]) if self.add_gt_as_proposals else torch.zeros_like(at, dtype=torch.bool)
-        return SamplingBatch(at, torch.cat([pos_ok, neg_ok], 1), pos.shape[1], bboxes.gather(1, at[..., None].expand(-1, -1, 4)), is_gt,
-                             (inds.gather(1, at) - 1).clamp(min=0), gt_bboxes, gt_labels, gt_valid.sum(1))
+        out = SamplingBatch(at, torch.cat([pos_ok, neg_ok], 1), pos.shape[1], bboxes.gather(1, at[..., None].expand(-1, -1, 4)), is_gt,
+                            (inds.gather(1, at) - 1).clamp(min=0), gt_bboxes, gt_labels, gt_valid.sum(1))
+        out.neg_weights = weights
+        return out
+
+    def draw_negatives(self, wanted, quota, bboxes, feats): # (B, N) bool, (B, 1), (B, N, 4) -> places, which count, weights in the loss or None
+        inds, ok = draw(wanted, self.num)
+        return inds, ok & (torch.arange(inds.shape[1], device=inds.device) < quota), None
 
 # %% ../../../nbs/models/targets/40_samplers.ipynb #32ecb6b1
 @BBOX_SAMPLERS.register_module()
