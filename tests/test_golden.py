@@ -17,7 +17,7 @@ FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn casca
 PENDING = set('''
     HybridTaskCascade HybridTaskCascadeRoIHead HTCMaskHead FusedSemanticHead
     SCNet SCNetRoIHead SCNetBBoxHead SCNetMaskHead SCNetSemanticHead GlobalContextHead FeatureRelayHead
-    DetectoRS_ResNet RFP SAC ConvAWS PanopticFPN PanopticFPNHead HeuristicFusionHead
+    PanopticFPN PanopticFPNHead HeuristicFusionHead
     PISARoIHead PISARetinaHead PISASSDHead ScoreHLRSampler FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
