@@ -79,20 +79,23 @@ def hardest(loss:Tensor,   # (B, N)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return negative & (rank < count[:, None])
 
-# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #28b8f8c9
+# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #dc3a8759
 def _loss(self, cls_scores, bbox_preds, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore=None):
     "Cross entropy with hard negatives, smooth L1 for boxes, an entry an image in each list"
     sizes, C = [c.shape[-2:] for c in cls_scores], self.cls_out_channels
     anchors, flags = self.get_anchors(sizes, img_metas, cls_scores[0].device)
-    *targets, num_pos, _ = self.get_targets(anchors, flags, gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels, 1, unmap_outputs=True)
-    labels, weights, box_targets, box_weights = (torch.cat(t, 1) for t in targets)
+    *targets, num_pos, _, assigned = self.get_targets(anchors, flags, gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels, 1,
+                                                      return_sampling_results=True)
     scores, deltas = (torch.cat([rows(m, n) for m in maps], 1).float() for maps, n in ((cls_scores, C), (bbox_preds, 4)))
+    targets, extra = self.reweigh(scores, deltas, [torch.cat(t, 1) for t in targets], torch.cat(anchors[0]), assigned, num_pos)
+    labels, weights, box_targets, box_weights = targets
     loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction='none').view_as(labels) * weights
     pos = (labels < self.num_classes) & (weights > 0); neg = (labels == self.num_classes) & (weights > 0)
     hard = hardest(loss, neg, (self.train_cfg['neg_pos_ratio'] * pos.sum(1)).long())
     loss_cls = (loss * (pos | hard)).sum(1) / num_pos
     if self.reg_decoded_bbox: deltas = self.bbox_coder.decode(torch.cat(anchors[0]).expand_as(deltas), deltas)
     loss_bbox = smooth_l1_loss(deltas, box_targets, box_weights, beta=self.train_cfg['smoothl1_beta'], reduction='none').sum((1, 2)) / num_pos
-    return dict(loss_cls=list(loss_cls.unbind()), loss_bbox=list(loss_bbox.unbind()))
+    return dict(loss_cls=list(loss_cls.unbind()), loss_bbox=list(loss_bbox.unbind()), **extra)
 
 SSDHead.loss = _loss
+SSDHead.reweigh = lambda self, scores, deltas, targets, *args: (targets, {}) # a place for heads that weigh samples
