@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou', 'roi_align', 'roi_align_levels',
-           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks']
+           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks', 'nms_match']
 
-# %% ../../nbs/ops/00_ops.ipynb #31a2660a
+# %% ../../nbs/ops/00_ops.ipynb #0c903d53
 from .batched_nms import batched_nms, multiclass_nms, nms_batch
 from .nms import nms, pairwise_iou
 from .focal import sigmoid_focal_loss
 from .paste_masks import paste_masks
 from .roi_align import RoIAlign, RoIPool, roi_align, roi_align_levels
 from .soft_nms import soft_nms
+from .nms_match import nms_match
 
-# %% ../../nbs/ops/00_ops.ipynb #d5380ca5
+# %% ../../nbs/ops/00_ops.ipynb #9cb1de0b
 _all_ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou',
-         'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks']
+         'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks',
+    'nms_match']
