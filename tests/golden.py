@@ -68,7 +68,9 @@ def fill(model):
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point(): continue
         draw, leaf, shape = np.random.RandomState(zlib.crc32(name.encode()) & 0x7fffffff), name.rsplit('.', 1)[-1], tuple(tensor.shape)
-        if leaf == 'running_var' or tensor.dim() <= 1 and (leaf.endswith('weight') or leaf in ('scale', 'gamma', 'alpha')): value = draw.uniform(.5, 1.5, size=shape)
+        if leaf == 'weight_gamma': value = .02 * draw.uniform(.5, 1.5, size=shape)          # of ConvAWS: the size of a filter ...
+        elif leaf == 'weight_beta': value = .001 * draw.standard_normal(shape)              # ... and its mean
+        elif leaf == 'running_var' or tensor.dim() <= 1 and (leaf.endswith('weight') or leaf in ('scale', 'gamma', 'alpha')): value = draw.uniform(.5, 1.5, size=shape)
         elif tensor.dim() <= 1: value = .1 * draw.standard_normal(shape)
         else: value = draw.standard_normal(shape) / math.sqrt(tensor[0].numel())
         tensor.copy_(torch.from_numpy(np.asarray(value, np.float32)).reshape(shape))
