@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead',
-           'AscendSSDHead']
+           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead']
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #eb4e4d95
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #02b5cf89
 from .base_dense_head import BaseDenseHead
 from .anchor_head import AnchorHead
 from .rpn_head import RPNHead
 from .retina_head import RetinaHead
 from .ssd_head import SSDHead
 from .ascend import AscendAnchorHead, AscendRetinaHead, AscendSSDHead
+from .pisa_heads import PISARetinaHead, PISASSDHead
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #e70bfe8c
-_all_ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead', 'AscendSSDHead']
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #d5aa8050
+_all_ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead', 'AscendSSDHead',
+    'PISARetinaHead', 'PISASSDHead']
