@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer',
-           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead']
+           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'PISARoIHead']
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #2365e7c1
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #4a4419a7
 from .single_level_extractor import SingleRoIExtractor
 from .bbox_head import BBoxHead
 from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
@@ -14,7 +14,9 @@ from .cascade_roi_head import CascadeRoIHead
 from .fcn_mask_head import FCNMaskHead
 from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
+from .pisa_roi_head import PISARoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #4767d668
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #378a7380
 _all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
-    'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead']
+    'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead',
+    'PISARoIHead']
