@@ -23,7 +23,9 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     res2net/faster_rcnn_r2_101_fpn_2x_coco.py resnest/faster_rcnn_s50_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py
     lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py openimages/retinanet_r50_fpn_32x2_1x_openimages.py
     regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py
-    detectors/cascade_rcnn_r50_sac_1x_coco.py wider_face/ssd300_wider_face.py'''.split()
+    detectors/cascade_rcnn_r50_sac_1x_coco.py wider_face/ssd300_wider_face.py
+    pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py
+    pisa/pisa_retinanet_r50_fpn_1x_coco.py'''.split()
 
 
 def shipped():

@@ -18,7 +18,7 @@ PENDING = set('''
     HybridTaskCascade HybridTaskCascadeRoIHead HTCMaskHead FusedSemanticHead
     SCNet SCNetRoIHead SCNetBBoxHead SCNetMaskHead SCNetSemanticHead GlobalContextHead FeatureRelayHead
     PanopticFPN PanopticFPNHead HeuristicFusionHead
-    PISARoIHead PISARetinaHead PISASSDHead ScoreHLRSampler FCOS FCOSHead
+    FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
     YOLOX YOLOXHead SimOTAAssigner
