@@ -9,9 +9,9 @@ __all__ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS'
            'AssignResult', 'BaseAssigner', 'MaxIoUAssigner', 'BaseSampler', 'PseudoSampler', 'RandomSampler',
            'SamplingBatch', 'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
            'OHEMSampler', 'DeltaXYWHBBoxCoder', 'bbox2delta', 'delta2bbox', 'anchor_inside_flags', 'images_to_levels',
-           'mask_target', 'multi_apply', 'unmap', 'ScoreHLRSampler']
+           'mask_target', 'multi_apply', 'unmap', 'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner']
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #e4bf2a31
+# %% ../../../nbs/models/targets/00_targets.ipynb #3f125edd
 from .builder import (ANCHOR_GENERATORS, BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS, IOU_CALCULATORS, PRIOR_GENERATORS,
     build_anchor_generator, build_assigner, build_bbox_coder, build_iou_calculator, build_prior_generator, build_sampler)
 from .anchors import AnchorGenerator
@@ -24,11 +24,16 @@ from .delta_coder import DeltaXYWHBBoxCoder, bbox2delta, delta2bbox
 from .mask_targets import mask_target
 from .per_image import anchor_inside_flags, images_to_levels, multi_apply, unmap
 from .score_hlr_sampler import ScoreHLRSampler
+from .points import MlvlPointGenerator
+from .sim_ota import SimOTAAssigner
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #b36adfac
-_all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'IOU_CALCULATORS', 'PRIOR_GENERATORS', 'build_anchor_generator',
-    'build_assigner', 'build_bbox_coder', 'build_iou_calculator', 'build_prior_generator', 'build_sampler', 'AnchorGenerator', 'SSDAnchorGenerator',
+# %% ../../../nbs/models/targets/00_targets.ipynb #cfe21ea5
+_all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'IOU_CALCULATORS', 'PRIOR_GENERATORS',
+         'build_anchor_generator',
+    'build_assigner', 'build_bbox_coder', 'build_iou_calculator', 'build_prior_generator', 'build_sampler', 'AnchorGenerator',
+         'SSDAnchorGenerator',
     'BboxOverlaps2D', 'AssignResult', 'BaseAssigner', 'MaxIoUAssigner', 'BaseSampler', 'PseudoSampler', 'RandomSampler', 'SamplingBatch',
-    'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler', 'OHEMSampler', 'DeltaXYWHBBoxCoder', 'bbox2delta',
+    'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler', 'OHEMSampler', 'DeltaXYWHBBoxCoder',
+         'bbox2delta',
     'delta2bbox', 'anchor_inside_flags', 'images_to_levels', 'mask_target', 'multi_apply', 'unmap',
-    'ScoreHLRSampler']
+    'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner']
