@@ -25,7 +25,8 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py
     detectors/cascade_rcnn_r50_sac_1x_coco.py wider_face/ssd300_wider_face.py
     pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py
-    pisa/pisa_retinanet_r50_fpn_1x_coco.py'''.split()
+    pisa/pisa_retinanet_r50_fpn_1x_coco.py
+    yolox/yolox_nano_8x8_300e_coco.py'''.split()
 
 
 def shipped():

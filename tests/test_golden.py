@@ -21,7 +21,6 @@ PENDING = set('''
     FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
-    YOLOX YOLOXHead SimOTAAssigner
     LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator DeformRoIPoolPack ModulatedDeformRoIPoolPack
 '''.split())
 

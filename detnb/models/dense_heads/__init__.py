@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead',
-           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead']
+           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead', 'YOLOXHead']
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #02b5cf89
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #5e68432e
 from .base_dense_head import BaseDenseHead
 from .anchor_head import AnchorHead
 from .rpn_head import RPNHead
@@ -14,7 +14,8 @@ from .retina_head import RetinaHead
 from .ssd_head import SSDHead
 from .ascend import AscendAnchorHead, AscendRetinaHead, AscendSSDHead
 from .pisa_heads import PISARetinaHead, PISASSDHead
+from .yolox_head import YOLOXHead
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #d5aa8050
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #116d976f
 _all_ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead', 'AscendSSDHead',
-    'PISARetinaHead', 'PISASSDHead']
+    'PISARetinaHead', 'PISASSDHead', 'YOLOXHead']

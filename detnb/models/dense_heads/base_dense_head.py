@@ -96,7 +96,7 @@ def _get_bboxes_single(self, cls_score_list, bbox_pred_list, score_factor_list, 
 
 BaseDenseHead.get_bboxes, BaseDenseHead._get_bboxes_single = _get_bboxes, _get_bboxes_single
 
-# %% ../../../nbs/models/dense_heads/10_base_dense_head.ipynb #79cdb943
+# %% ../../../nbs/models/dense_heads/10_base_dense_head.ipynb #1fc104c7
 def merge_aug_bboxes(aug_bboxes,    # list of (n, 4), one an augmentation
                      aug_scores,    # list of (n,)
                      img_metas      # for each augmentation a list of one dict
@@ -114,7 +114,8 @@ def _aug_test_bboxes(self, feats, img_metas, rescale=False):
         boxes, scores = merge_aug_bboxes([a[i][0] for a in augs], [a[i][1] for a in augs], [[m[i]] for m in img_metas])
         labels = torch.cat([a[i][2] for a in augs])
         dets, keep = batched_nms(boxes, scores, labels, self.test_cfg.nms)
-        dets, labels = dets[:self.test_cfg.max_per_img], labels[keep][:self.test_cfg.max_per_img]
+        most = self.test_cfg.get('max_per_img', -1)
+        dets, labels = (x[:most] if most > 0 else x for x in (dets, labels[keep]))
         if not rescale: dets = torch.cat([dets[:, :4] * image_scales(img_metas[0][i:i + 1], dets), dets[:, 4:]], 1)
         results.append((dets, labels))
     return results

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN']
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'YOLOX']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #5ef4405b
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #ea15b5df
 from .base import BaseDetector, normalize_batch
 from .single_stage import RetinaNet, SingleStageDetector
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, TwoStageDetector
 from .rpn import RPN
+from .yolox import YOLOX
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #ff510b65
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #a361640e
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN']
+    'MaskRCNN', 'CascadeRCNN', 'YOLOX']
