@@ -157,16 +157,17 @@ def imshow_gt_det_bboxes(img,                   # path, PIL image or BGR array
     parts = [imshow_det_bboxes(img, *what, thickness, font_size, show=False) for what in (truth, found)]
     return hand_out(native_picture(np.concatenate(parts))[0], show, win_name, wait_time, out_file)
 
-# %% ../../nbs/drawing/40_detections.ipynb #ead85695
+# %% ../../nbs/drawing/40_detections.ipynb #062661c0
 def show_result(img,              # path, PIL image or BGR array
-                result,           # list of arrays, the tuple with masks, or an (n, 5) array
+                result,           # list of arrays, the tuple with masks, an (n, 5) array, or a dict with `pan_results`
                 class_names=None, # names of the classes; the result's own where None
                 score_thr=.3,     # draw what scores more
                 show=True,        # in a cell or a window
                 **kwargs          # as for `imshow_det_bboxes`: bbox_color, thickness, font_size, win_name, wait_time, out_file ...
                ) -> np.ndarray:   # (H, W, 3) uint8, BGR
     "Draw one image's result at the image's own size"
-    result = as_result(result, img) if type(result) in (list, tuple, np.ndarray) else result
+    result = as_result(result, img) if type(result) in (list, tuple, np.ndarray, dict) else result
+    if hasattr(result, 'show_on'): return result.show_on(img, class_names, show=show, **kwargs)    # a panoptic map draws itself
     names = class_names if class_names is not None else result.classes
     return imshow_det_bboxes(img, result._rows, result.labels, result.masks, names, score_thr, show=show, **kwargs)
 

@@ -117,12 +117,15 @@ class InstanceResult(ReadableResult, tuple):
         return InstanceResult((self[0]._kept(keep), segms), self.image, self.classes)
     def __reduce_ex__(self, protocol): return InstanceResult, ((list(self[0]), self[1]), self.image, self.classes)
 
-# %% ../../nbs/structures/30_results.ipynb #f9b4e02e
-def as_result(raw,           # list of (n, 5) arrays, or a tuple of that and the masks, or an (n, 5) array of proposals
+# %% ../../nbs/structures/30_results.ipynb #58ce20af
+def as_result(raw,           # list of (n, 5) arrays, a tuple of that and the masks, an (n, 5) array of proposals, or a dict with `pan_results`
               image=None,    # what was looked at
               classes=None): # names of the classes
     "The readable form of what a detector returns for one image"
     if isinstance(raw, np.ndarray): return DetectionResult([raw], image, ('object',))
+    if isinstance(raw, dict):
+        from detnb.structures.panoptic import PanopticResult     # which builds on this module
+        return PanopticResult(raw, image, classes)
     return (InstanceResult if isinstance(raw, tuple) else DetectionResult)(raw, image, classes)
 
 # %% ../../nbs/structures/30_results.ipynb #d85c6d37
