@@ -6,19 +6,22 @@
 __all__ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping',
            'bbox_mapping_back', 'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps',
            'stack_padded', 'unstack_padded', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix',
-           'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result']
+           'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'INSTANCE_OFFSET', 'PanopticResult',
+           'id2rgb', 'rgb2id']
 
-# %% ../../nbs/structures/00_structures.ipynb #8321e8f1
+# %% ../../nbs/structures/00_structures.ipynb #9f30b10e
 from .affine import rotation_matrix, warp_affine
 from .boxes import (bbox2distance, bbox2result, bbox2roi, bbox_area, bbox_cxcywh_to_xyxy, bbox_flip, bbox_mapping,
                                     bbox_mapping_back, bbox_xyxy_to_cxcywh, clip_boxes, distance2bbox, roi2bbox)
 from .masks import BaseInstanceMasks, BitmapMasks
 from .overlaps import bbox_overlaps
 from .padding import stack_padded, unstack_padded
+from .panoptic import INSTANCE_OFFSET, PanopticResult, id2rgb, rgb2id
 from .polygons import PolygonMasks
 from .results import DetectionResult, InstanceResult, as_result
 
-# %% ../../nbs/structures/00_structures.ipynb #2f1c7bed
+# %% ../../nbs/structures/00_structures.ipynb #5954556e
 _all_ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping', 'bbox_mapping_back',
          'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps', 'stack_padded', 'unstack_padded',
-         'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result']
+         'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result',
+         'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
