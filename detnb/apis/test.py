@@ -22,9 +22,11 @@ from ..structures.results import encode_mask
 from ..training.device import device_of, to_device
 from ..training.progress import track
 
-# %% ../../nbs/apis/20_test.ipynb #5daf1da9
+# %% ../../nbs/apis/20_test.ipynb #62297b57
 def encode_mask_results(result: Any) -> Any:
     "A result with its masks as run-length codes; one without masks as it is"
+    if isinstance(result, dict) and 'ins_results' in result:               # beside a panoptic map
+        return {**result, 'ins_results': encode_mask_results(result['ins_results'])}
     if not isinstance(result, tuple): return result
     bboxes, masks = result
     scores = None
