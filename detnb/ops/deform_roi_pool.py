@@ -68,7 +68,7 @@ class DeformRoIPool(nn.Module):
     def forward(self, input: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
         return deform_roi_pool(input, rois, offset, self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
 
-# %% ../../nbs/ops/22_deform_roi_pool.ipynb #1a5dd7b8
+# %% ../../nbs/ops/22_deform_roi_pool.ipynb #4fb93134
 class DeformRoIPoolPack(DeformRoIPool):
     "Deformable RoI pooling that finds its offsets (Dai et al., 2017)."
     def __init__(
@@ -97,6 +97,7 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor: return self.moved(input, rois)[0]
 
+# %% ../../nbs/ops/22_deform_roi_pool.ipynb #c1197d68
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     "Deformable RoI pooling that also weighs its cells (Zhu et al., 2018)."
     def __init__(self, *args, **kwargs):
