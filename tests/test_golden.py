@@ -21,7 +21,7 @@ PENDING = set('''
     FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
-    LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator DeformRoIPoolPack ModulatedDeformRoIPoolPack
+    LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator
 '''.split())
 
 
