@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .roi_align import axis_weights, roi_align
 
-# %% ../../nbs/ops/22_deform_roi_pool.ipynb #e90ca5eb
+# %% ../../nbs/ops/22_deform_roi_pool.ipynb #eb55e24c
 def deform_roi_pool(
     input: Tensor,             # (B, C, H, W)
     rois: Tensor,              # (K, 5): image index, x1, y1, x2, y2
@@ -24,7 +24,8 @@ def deform_roi_pool(
 ) -> Tensor:                   # (K, C, h, w)
     "Deformable RoI pooling (Dai et al., 2017)."
     ph, pw = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if offset is None or not len(rois): return roi_align(input, rois, (ph, pw), spatial_scale, sampling_ratio, aligned=True)
+    if offset is None: return roi_align(input, rois, (ph, pw), spatial_scale, sampling_ratio, aligned=True)
+    if not len(rois): return input.new_zeros(0, input.shape[1], ph, pw) + offset.sum() * 0      # a gradient of zero for what made the offsets
     if offset.shape != (len(rois), 2, ph, pw): raise ValueError(f'offset of shape {tuple(offset.shape)}: {(len(rois), 2, ph, pw)} wanted')
     (B, C, H, W), rois = input.shape, rois.to(offset)
     low, high = (rois[:, 1:] * spatial_scale - .5).split(2, 1)
