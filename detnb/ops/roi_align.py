@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-# %% ../../nbs/ops/20_roi_align.ipynb #1656819f
+# %% ../../nbs/ops/20_roi_align.ipynb #d836fbbb
 def axis_weights(
     low: Tensor,               # where each box begins, in cells, (K,)
     size: Tensor,              # size of its bins, in cells, (K,)
@@ -27,7 +27,8 @@ def axis_weights(
     counts = (i < n) & (y >= -1) & (y <= length)
     y = y.clamp(0, length - 1)
     cell = y[..., :1].floor() + torch.arange(taps, device=low.device)                      # (K, P, T)
-    hat = (1 - (cell[..., None] - y[:, :, None]).abs()).clamp(min=0)
+    right = y[:, :, None] - cell[..., None]                                                # of the cell
+    hat = torch.where(right >= 0, 1 - right, 1 + right) * ((right >= -1) & (right < 1))    # |.| and clamp have no slope on a cell itself
     return cell.clamp(max=length - 1).long(), (hat * counts[:, :, None]).sum(-1) / n
 
 # %% ../../nbs/ops/20_roi_align.ipynb #937b458c
