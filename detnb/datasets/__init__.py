@@ -8,9 +8,9 @@ __all__ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDatas
            'PackedAnnotations', 'PackedList', 'ClassAwareSampler', 'DistributedGroupSampler', 'DistributedSampler',
            'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler', 'build_dataloader', 'collate',
            'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
-           'get_classes', 'COCO']
+           'get_classes', 'COCO', 'MultiImageMixDataset']
 
-# %% ../../nbs/datasets/00_datasets.ipynb #95a85741
+# %% ../../nbs/datasets/00_datasets.ipynb #bbc3bfd1
 from .builder import DATASETS, PIPELINES, build_dataset
 from .custom import CustomDataset
 from .coco import CocoDataset
@@ -26,10 +26,11 @@ from .transforms import Compose, replace_ImageToTensor, show_steps
 from .show import shown_masks # the module gives datasets their `show`
 from ..evaluation.class_names import get_classes
 from ..evaluation.coco import COCO
+from .mix_images import MultiImageMixDataset
 
-# %% ../../nbs/datasets/00_datasets.ipynb #6295973d
+# %% ../../nbs/datasets/00_datasets.ipynb #67222a04
 _all_ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'VOCDataset', 'XMLDataset', 'ClassBalancedDataset',
          'ConcatDataset', 'RepeatDataset', 'DatasetSummary', 'check_classes', 'PackedAnnotations', 'PackedList', 'ClassAwareSampler',
          'DistributedGroupSampler', 'DistributedSampler', 'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler',
          'build_dataloader', 'collate', 'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
-         'get_classes', 'COCO']
+         'get_classes', 'COCO', 'MultiImageMixDataset']

@@ -9,9 +9,9 @@ __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 
            'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
            'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect',
            'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists',
-           'replace_ImageToTensor', 'to_tensor']
+           'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #7e825505
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #b4627769
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
@@ -27,10 +27,18 @@ from .auto_augment import AutoAugment, CutOut
 from .views import MultiScaleFlipAug
 from .formatting import (Collect, DefaultFormatBundle, ImageToTensor, ToDataContainer, ToTensor, Transpose,
                                                   WrapFieldsToLists, replace_ImageToTensor, to_tensor)
+from .mosaic import Mosaic
+from .mixup import MixUp
+from .random_affine import RandomAffine
+from .hsv import YOLOXHSVRandomAug
+from .copy_paste import CopyPaste
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #e65f8b28
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #4f598c1e
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
-         'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop', 'RandomShift',
+         'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
+         'RandomShift',
          'Expand', 'MinIoURandomCrop', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
-         'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle', 'ImageToTensor',
-         'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor']
+         'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
+         'ImageToTensor',
+         'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
+         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste']
