@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN', 'YOLOX']
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #ea15b5df
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #a93ec599
 from .base import BaseDetector, normalize_batch
+from .panoptic_fpn import PanopticFPN, TwoStagePanopticSegmentor
 from .single_stage import RetinaNet, SingleStageDetector
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, TwoStageDetector
 from .rpn import RPN
 from .yolox import YOLOX
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #a361640e
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #035efc51
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN', 'YOLOX']
+    'MaskRCNN', 'CascadeRCNN', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']
