@@ -1,10 +1,13 @@
 "The checkout is what is tested, and no test leaves seeds, plotting settings or torch defaults behind for the next"
-import os, random, sys
+import os, random, signal, sys
 from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
+
+# a shell that starts the suite in the background lets it ignore Ctrl-C, and so do its children; the tests of Ctrl-C need it heard
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import matplotlib, numpy as np, pytest, torch
 
