@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'DETECTORS', 'HEADS', 'LOSSES', 'MODELS', 'NECKS', 'ROI_EXTRACTORS', 'SHARED_HEADS', 'build_backbone',
            'build_detector', 'build_head', 'build_loss', 'build_neck', 'build_roi_extractor', 'build_shared_head',
-           'backbones', 'dense_heads', 'detectors', 'losses', 'necks', 'roi_heads', 'targets']
+           'backbones', 'dense_heads', 'detectors', 'losses', 'necks', 'roi_heads', 'seg_heads', 'targets']
 
-# %% ../../nbs/models/00_models.ipynb #3420d44e
+# %% ../../nbs/models/00_models.ipynb #8234ba9b
 from .builder import (BACKBONES, DETECTORS, HEADS, LOSSES, MODELS, NECKS, ROI_EXTRACTORS, SHARED_HEADS, build_backbone, build_detector,
     build_head, build_loss, build_neck, build_roi_extractor, build_shared_head)
-from . import backbones, dense_heads, detectors, losses, necks, roi_heads, targets
+from . import backbones, dense_heads, detectors, losses, necks, roi_heads, seg_heads, targets
 from .backbones import *
 from .dense_heads import *
 from .detectors import *
 from .losses import *
 from .necks import *
 from .roi_heads import *
+from .seg_heads import *
 
-# %% ../../nbs/models/00_models.ipynb #87c30e15
+# %% ../../nbs/models/00_models.ipynb #5587dca6
 _all_ = ['BACKBONES', 'DETECTORS', 'HEADS', 'LOSSES', 'MODELS', 'NECKS', 'ROI_EXTRACTORS', 'SHARED_HEADS', 'build_backbone', 'build_detector',
     'build_head', 'build_loss', 'build_neck', 'build_roi_extractor', 'build_shared_head', 'backbones', 'dense_heads', 'detectors', 'losses', 'necks',
-    'roi_heads', 'targets']
+    'roi_heads', 'seg_heads', 'targets']
