@@ -23,7 +23,7 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     res2net/faster_rcnn_r2_101_fpn_2x_coco.py resnest/faster_rcnn_s50_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py
     lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py openimages/retinanet_r50_fpn_32x2_1x_openimages.py
     regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py
-    detectors/cascade_rcnn_r50_sac_1x_coco.py wider_face/ssd300_wider_face.py
+    detectors/cascade_rcnn_r50_sac_1x_coco.py panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py wider_face/ssd300_wider_face.py
     pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py
     pisa/pisa_retinanet_r50_fpn_1x_coco.py
     yolox/yolox_nano_8x8_300e_coco.py'''.split()
@@ -155,6 +155,19 @@ def compare_masks(boxes, masks, want, size):
     return [f'{off} of the {len(want)} best masks differ'] if off > 1 else []
 
 
+def compare_panoptic(pan, want):
+    "Pixels of each number of a panoptic map: all but one in a hundred must agree"
+    got, want = dict(zip(*(a.tolist() for a in np.unique(pan, return_counts=True)))), dict(want)
+    off = sum(abs(got.get(k, 0) - want.get(k, 0)) for k in {*got, *want}) / 2
+    return [f'panoptic map: {off:.0f} of {pan.size} pixels differ'] if off > .01 * pan.size else []
+
+
+def checkerboard(h, w, stride):
+    "The semantic map of the figures' losses: squares of 64 pixels, 53 classes in turn"
+    y, x = np.mgrid[:h // stride, :w // stride] * stride
+    return torch.from_numpy((y // 64 + x // 64) % 53)[None, None]
+
+
 def check_outputs(figure):
     "Build, fill and run one detector -> its differences from a figure of outputs/"
     from detnb import Config
@@ -162,7 +175,7 @@ def check_outputs(figure):
     cfg, spec, bad = Config.fromfile(figure['config']), figure['input'], []
     without_weights(cfg.model); all_samples(cfg.model)
     model = fill(build_detector(cfg.model)).eval()
-    model.CLASSES = [f'c{i}' for i in range(figure['num_classes_out'])]
+    model.CLASSES = [f'c{i}' for i in range(figure.get('num_classes_out', 133))]
     img, meta = network_input(spec)
     proposals = [grid_proposals(spec['height'], spec['width'])] if 'proposals' in figure else None
     extra = dict(proposals=proposals) if proposals else {}
@@ -171,12 +184,14 @@ def check_outputs(figure):
         for head in ('rpn_head', 'bbox_head'):
             if head in figure: bad += compare(getattr(model, head)(feats), figure[head], head)
         result = model.simple_test(img, [meta], rescale=True, **extra)[0]
+        if 'pan' in figure: bad += compare_panoptic(result['pan_results'], figure['pan'])
         boxes, masks = result if isinstance(result, tuple) else (result, None)
-        bad += compare_detections(boxes, figure)
+        if 'dets' in figure: bad += compare_detections(boxes, figure)
         if figure.get('masks'): bad += compare_masks(boxes, masks, figure['masks'], meta['img_shape'][:2])
     boxes, labels = torch.tensor(figure['train_inputs']['boxes']), torch.tensor(figure['train_inputs']['labels'])
     truth = dict(gt_bboxes=[boxes], **extra) | ({} if figure['config'].startswith('rpn/') else dict(gt_labels=[labels]))
     if figure['train_inputs'].get('masks'): truth['gt_masks'] = [ellipses(figure['train_inputs']['boxes'], *meta['img_shape'][:2])]
+    if figure['train_inputs'].get('sem'): truth['gt_semantic_seg'] = checkerboard(*meta['img_shape'][:2], int(figure['train_inputs']['sem'].rsplit(' ', 1)[1]))
     losses = model._parse_losses(model.forward_train(img.clone(), [meta], **truth))[1]
     for name, want in figure['losses'].items():
         if name not in losses: bad.append(f'{name}: missing')

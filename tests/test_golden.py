@@ -17,7 +17,6 @@ FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn casca
 PENDING = set('''
     HybridTaskCascade HybridTaskCascadeRoIHead HTCMaskHead FusedSemanticHead
     SCNet SCNetRoIHead SCNetBBoxHead SCNetMaskHead SCNetSemanticHead GlobalContextHead FeatureRelayHead
-    PanopticFPN PanopticFPNHead HeuristicFusionHead
     FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
     YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
