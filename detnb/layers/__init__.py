@@ -10,9 +10,10 @@ __all__ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVAT
            'may_reorder', 'prefer_channels_last', 'INITIALIZERS', 'bias_init_with_prob', 'caffe2_xavier_init',
            'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init', 'uniform_init',
            'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock', 'ConvWS2d',
-           'CSPLayer', 'DarknetBottleneck', 'DeformConv2dPack', 'ModulatedDeformConv2dPack', 'ConvAWS2d', 'SAConv2d']
+           'CSPLayer', 'DarknetBottleneck', 'DeformConv2dPack', 'ModulatedDeformConv2dPack', 'ConvAWS2d', 'SAConv2d',
+           'NonLocal2d', 'GeneralizedAttention']
 
-# %% ../../nbs/layers/00_layers.ipynb #8fe128cb
+# %% ../../nbs/layers/00_layers.ipynb #63489edd
 from .blocks import InvertedResidual, ResLayer, SELayer, make_divisible
 from .build import (ACTIVATION_LAYERS, CONV_LAYERS, LINEAR_LAYERS, NORM_LAYERS, PADDING_LAYERS, PLUGIN_LAYERS, UPSAMPLE_LAYERS,
                                 build_activation_layer, build_conv_layer, build_linear_layer, build_norm_layer, build_padding_layer,
@@ -28,8 +29,10 @@ from .initialize import (INITIALIZERS, bias_init_with_prob, caffe2_xavier_init, 
 from .module import BaseModule, ModuleDict, ModuleList, Sequential
 from .switchable import ConvAWS2d, SAConv2d
 from .weight_standard import ConvWS2d
+from .non_local import NonLocal2d
+from .generalized_attention import GeneralizedAttention
 
-# %% ../../nbs/layers/00_layers.ipynb #9a6ed50b
+# %% ../../nbs/layers/00_layers.ipynb #b832d037
 _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS', 'NORM_LAYERS',
          'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer', 'build_conv_layer', 'build_linear_layer', 'build_norm_layer',
          'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm',
@@ -38,4 +41,5 @@ _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATIO
          'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',
          'trunc_normal_init', 'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential',
          'ContextBlock', 'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
-         'ConvAWS2d', 'SAConv2d']
+         'ConvAWS2d', 'SAConv2d',
+    'NonLocal2d', 'GeneralizedAttention']
