@@ -9,9 +9,10 @@ __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBased
            'LrUpdaterHook', 'MomentumUpdaterHook', 'schedule_curve', 'IterTimerHook', 'LogBuffer', 'LoggerHook',
            'TextLoggerHook', 'ProgressHook', 'CheckpointHook', 'find_latest_checkpoint', 'EvalHook', 'DistEvalHook',
            'NumClassCheckHook', 'DistSamplerSeedHook', 'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError',
-           'set_random_seed', 'init_random_seed', 'keep_random_state', 'to_device']
+           'set_random_seed', 'init_random_seed', 'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook',
+           'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
 
-# %% ../../nbs/training/00_training.ipynb #4ad816d2
+# %% ../../nbs/training/00_training.ipynb #0d4c864f
 from .checkpoints import CheckpointHook
 from .checks import DistSamplerSeedHook, NumClassCheckHook, SetEpochInfoHook
 from .device import to_device
@@ -28,12 +29,15 @@ from .runner import RUNNERS, BaseRunner
 from .schedule_hooks import LrUpdaterHook, MomentumUpdaterHook, schedule_curve
 from .seeds import init_random_seed, keep_random_state, set_random_seed
 from .state import find_latest_checkpoint
+from .averaging import EMAHook, ExpMomentumEMAHook, LinearMomentumEMAHook
+from .mode_switch import SyncNormHook, SyncRandomSizeHook, YOLOXModeSwitchHook
 
-# %% ../../nbs/training/00_training.ipynb #e54c9054
+# %% ../../nbs/training/00_training.ipynb #94bc021a
 _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRunner', 'IterBasedRunner', 'build_runner', 'OPTIMIZERS',
          'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'build_optimizer', 'OptimizerHook', 'GradientCumulativeOptimizerHook',
          'Fp16OptimizerHook', 'GradientCumulativeFp16OptimizerHook',
          'LrUpdaterHook', 'MomentumUpdaterHook', 'schedule_curve', 'IterTimerHook', 'LogBuffer', 'LoggerHook',
          'TextLoggerHook', 'ProgressHook', 'CheckpointHook', 'find_latest_checkpoint', 'EvalHook', 'DistEvalHook', 'NumClassCheckHook',
          'DistSamplerSeedHook', 'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
-         'keep_random_state', 'to_device']
+         'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
+         'SyncRandomSizeHook', 'YOLOXModeSwitchHook']

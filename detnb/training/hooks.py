@@ -9,11 +9,12 @@ __all__ = ['HOOKS', 'PRIORITIES', 'Hook', 'get_priority']
 from ..foundation.errors import suggest
 from ..foundation.registry import Registry
 
-# %% ../../nbs/training/05_hooks.ipynb #19574d96
+# %% ../../nbs/training/05_hooks.ipynb #065d9b86
 HOOKS = Registry('hook')
 
 class Hook:
     "Something that happens around training; override the places you need"
+    def before_resume(self, runner): "Before a checkpoint is read to go on from it"
     def before_run(self, runner): "Once, before anything"
     def after_run(self, runner): "Once, at the end"
     def before_epoch(self, runner): "Before an epoch of training or validation"

@@ -55,7 +55,7 @@ class EpochBasedRunner(BaseRunner):
                         if mode == 'train' and self.epoch >= self.max_epochs: break
                         getattr(self, mode)(loader)
 
-# %% ../../nbs/training/22_loops.ipynb #bbdcc3a7
+# %% ../../nbs/training/22_loops.ipynb #5405b687
 def _train(self, loader):
     "One epoch of training"
     self.model.train()
@@ -63,9 +63,9 @@ def _train(self, loader):
     skip, begin, now = self._replay or (0, None, None)
     if begin: restore_random_state(begin)
     self._epoch_dice, self._replay = random_state(), None
+    self.call_hook('before_train_epoch')          # before there are workers: a hook may change the dataset
     batches = batches_after(loader, skip, self.epoch)
     if now: restore_random_state(now)
-    self.call_hook('before_train_epoch')
     for self.inner_iter, self.data_batch in enumerate(batches, skip):
         self.call_hook('before_train_iter')
         self.run_iter(self.data_batch, train_mode=True)

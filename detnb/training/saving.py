@@ -16,9 +16,10 @@ from ..foundation.distributed import unwrap
 from .seeds import random_state
 from .state import load_optimizer, pack, point_latest, write_checkpoint
 
-# %% ../../nbs/training/19_saving.ipynb #50f4a3ce
+# %% ../../nbs/training/19_saving.ipynb #300b04d1
 class SavesAndStops:
     "Writes checkpoints, goes on from them, and ends in between when asked to"
+    resumed_names = None     # names of the tensors in the checkpoint that the run went on from; None: it began anew
     def position(self) -> dict:
         "What is finished: epochs, iterations, and iterations of the epoch that is under way"
         whole = self.data_loader is not None and self.done_inner >= len(self.data_loader)
@@ -31,12 +32,13 @@ class SavesAndStops:
         path = Path(out_dir or self.work_dir)/filename_tmpl.format(at['epoch'] if self.max_epochs else at['iter'])
         more = dict(random_state=random_state())
         if at['inner_iter'] and self._epoch_dice: more['epoch_random_state'] = self._epoch_dice
+        if hasattr(unwrap(self.model), 'run_state'): more['run_state'] = unwrap(self.model).run_state()
         meta = {**self.meta, **(meta or {}), **at, 'time': time.asctime()}
         write_checkpoint(pack(self.model, self.optimizer if save_optimizer else None, meta, **more), path)
         if create_symlink: point_latest(path)
         return str(path)
 
-# %% ../../nbs/training/19_saving.ipynb #7b5354cf
+# %% ../../nbs/training/19_saving.ipynb #c1b727ad
 class _Resumes:
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False, **kw) -> dict:
         "Take the weights alone"
@@ -45,6 +47,7 @@ class _Resumes:
 
     def resume(self, checkpoint: str, resume_optimizer: bool = True, map_location='cpu') -> None:
         "Go on from a checkpoint: weights, optimizer, position and dice"
+        self.call_hook('before_resume')
         ckpt = self.load_checkpoint(checkpoint, map_location)
         meta = ckpt.get('meta') or {}
         if 'iter' not in meta: raise ValueError(f'{checkpoint} does not say how far it came (no meta.iter); take its weights alone with load_from')
@@ -53,6 +56,8 @@ class _Resumes:
         self.meta.update({k: meta[k] for k in ('hook_msgs', 'seed', 'exp_name', 'fp16') if k in meta})
         if resume_optimizer and self.optimizer is not None and 'optimizer' in ckpt:
             load_optimizer(self.optimizer, ckpt['optimizer'], unwrap(self.model))
+        if 'run_state' in ckpt and hasattr(unwrap(self.model), 'load_run_state'): unwrap(self.model).load_run_state(ckpt['run_state'])
+        self.resumed_names = set(ckpt.get('state_dict', ckpt))
         dice = ckpt.get('random_state')
         self._replay = (self.done_inner, ckpt.get('epoch_random_state'), dice) if self.done_inner else (0, dice, None)
         self.logger.info('resumed epoch %d, iter %d', self.epoch, self.iter)
