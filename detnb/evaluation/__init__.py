@@ -6,12 +6,13 @@
 __all__ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', 'wider_face_classes', 'COCO_CLASSES',
            'VOC_CLASSES', 'bbox_overlaps', 'eval_recalls', 'print_recall_summary', 'average_precision', 'eval_map',
            'print_map_summary', 'tpfp_default', 'evaluate_voc', 'results2json', 'results2records', 'xyxy2xywh', 'COCO',
-           'CocoFigures', 'evaluate_coco']
+           'CocoFigures', 'evaluate_coco', 'PanopticFigures', 'match_segments']
 
-# %% ../../nbs/evaluation/00_evaluation.ipynb #5f6c9054
+# %% ../../nbs/evaluation/00_evaluation.ipynb #6a979155
 from .class_names import (get_classes, coco_classes, voc_classes, cityscapes_classes, wider_face_classes,
                                           COCO_CLASSES, VOC_CLASSES)
 from .overlaps import bbox_overlaps
+from .panoptic import PanopticFigures, match_segments
 from .recall import eval_recalls, print_recall_summary
 from .average_precision import average_precision
 from .mean_ap import eval_map, print_map_summary, tpfp_default
@@ -19,7 +20,8 @@ from .voc import evaluate_voc
 from .coco_records import results2json, results2records, xyxy2xywh
 from .coco import COCO, CocoFigures, evaluate_coco
 
-# %% ../../nbs/evaluation/00_evaluation.ipynb #585550af
+# %% ../../nbs/evaluation/00_evaluation.ipynb #c2349f35
 _all_ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', 'wider_face_classes', 'COCO_CLASSES', 'VOC_CLASSES',
          'bbox_overlaps', 'eval_recalls', 'print_recall_summary', 'average_precision', 'eval_map', 'print_map_summary',
-         'tpfp_default', 'evaluate_voc', 'results2json', 'results2records', 'xyxy2xywh', 'COCO', 'CocoFigures', 'evaluate_coco']
+         'tpfp_default', 'evaluate_voc', 'results2json', 'results2records', 'xyxy2xywh', 'COCO', 'CocoFigures', 'evaluate_coco',
+         'PanopticFigures', 'match_segments']
