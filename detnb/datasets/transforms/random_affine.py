@@ -26,7 +26,7 @@ def random_matrix(max_rotate_degree: float, scaling_ratio_range: tuple, max_shea
     turn = np.array([[math.cos(phi), -math.sin(phi), 0], [math.sin(phi), math.cos(phi), 0], [0, 0, 1]])
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]) @ np.array([[1, a, 0], [b, 1, 0], [0, 0, 1]]) @ turn @ np.diag([scale, scale, 1]), scale
 
-# %% ../../../nbs/datasets/transforms/47_random_affine.ipynb #6000304e
+# %% ../../../nbs/datasets/transforms/47_random_affine.ipynb #3123e301
 @PIPELINES.register_module()
 class RandomAffine(Transform):
     "Rotation, scale, shear and shift in one matrix (YOLOX, arXiv:2107.08430)"
@@ -49,7 +49,7 @@ class RandomAffine(Transform):
         if min(h, w) < 1: raise ValueError(f'border {self.border} leaves nothing of a picture of {results["img"].shape[:2]} (height, width)')
         matrix, scale = random_matrix(self.max_rotate_degree, self.scaling_ratio_range, self.max_shear_degree,
                                       (self.max_translate_ratio * w, self.max_translate_ratio * h))
-        for key in results.get('img_fields', ['img']): results[key] = warp_affine(results[key], matrix[:2], (w, h), self.border_val)
+        for key in results.get('img_fields', ['img']): results[key] = warp_affine(results[key], matrix[:2], (w, h), self.border_val).copy()
         results['img_shape'] = results['img'].shape
         for key in results.get('mask_fields', []): results[key] = results[key].affine((h, w), matrix[:2])
         for key in results.get('bbox_fields', []):
