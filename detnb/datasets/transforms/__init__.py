@@ -9,12 +9,14 @@ __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 
            'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
            'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect',
            'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists',
-           'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste']
+           'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste',
+           'LoadPanopticAnnotations']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #b4627769
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #2905a00e
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
+from .panoptic_loading import LoadPanopticAnnotations
 from .resize import Resize, SegRescale
 from .flip import RandomFlip
 from .pad_normalize import Normalize, Pad
@@ -33,7 +35,7 @@ from .random_affine import RandomAffine
 from .hsv import YOLOXHSVRandomAug
 from .copy_paste import CopyPaste
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #4f598c1e
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #77ec39c4
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
          'RandomShift',
@@ -41,4 +43,4 @@ _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'L
          'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
          'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
-         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste']
+         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste', 'LoadPanopticAnnotations']
