@@ -37,8 +37,9 @@ class Registry:
     def __contains__(self, key): return self.get(key) is not None
     def __repr__(self): return f'Registry {self.name!r} of {self.scope}: {", ".join(sorted(self._module_dict)) or "empty"}'
 
-# %% ../../nbs/foundation/40_registry.ipynb #34074917
+# %% ../../nbs/foundation/40_registry.ipynb #15c6a306
 def _home(obj) -> str: return f'{obj.__module__}.{getattr(obj, "__qualname__", obj)}'
+def _yields(obj) -> bool: return getattr(obj, '__dict__', {}).get('_yields_', False)   # its own mark, not one of a parent
 
 @patch
 def register_module(self: Registry,
@@ -58,9 +59,9 @@ def _add(self: Registry, module, name, force):
     for key in [name or module.__name__] if isinstance(name, (str, type(None))) else name:
         old = self._module_dict.get(key)
         if old is not None and not force and module.__module__ != '__main__' and _home(old) != _home(module):
-            if old.__module__ == '__main__': continue
-            raise UnknownName(f'{key} is already registered in {self.name}: by {_home(old)}, and now by {_home(module)}. '
-                              'Give one of them another name, or force=True')
+            if old.__module__ == '__main__' or _yields(module): continue
+            if not _yields(old): raise UnknownName(f'{key} is already registered in {self.name}: by {_home(old)}, and now by {_home(module)}. '
+                                                   'Give one of them another name, or force=True')
         self._module_dict[key] = module
 
 # %% ../../nbs/foundation/40_registry.ipynb #d3ab98aa

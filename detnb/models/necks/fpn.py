@@ -51,7 +51,7 @@ class FPN(BaseModule):
                 channels = in_channels[last] if i == 0 and self.add_extra_convs == 'on_input' else out_channels
                 self.fpn_convs.append(ConvModule(channels, out_channels, 3, stride=2, padding=1, **kw))
 
-# %% ../../../nbs/models/necks/10_fpn.ipynb #dcb31410
+# %% ../../../nbs/models/necks/10_fpn.ipynb #f514c819
 def _check(self, in_channels, num_outs, start_level, last, end_level):
     if self.add_extra_convs not in (False, 'on_input', 'on_lateral', 'on_output'):
         raise ValueError(f"add_extra_convs {self.add_extra_convs!r}: a bool, 'on_input', 'on_lateral' or 'on_output' wanted")
@@ -67,7 +67,7 @@ def _forward(
 ) -> tuple:                    # `num_outs` maps (B, out_channels, ...)
     "The pyramid, fine to coarse."
     if len(inputs) != self.num_ins: raise ValueError(f'FPN was built for {self.num_ins} maps (in_channels {self.in_channels}) and got {len(inputs)}')
-    laterals = [conv(inputs[i + self.start_level]) for i, conv in enumerate(self.lateral_convs)]
+    laterals = self.enrich([conv(inputs[i + self.start_level]) for i, conv in enumerate(self.lateral_convs)], inputs)
     for i in range(len(laterals) - 1, 0, -1):
         to = {} if 'scale_factor' in self.upsample_cfg else dict(size=laterals[i - 1].shape[2:])
         laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], **to, **self.upsample_cfg)
@@ -81,4 +81,5 @@ def _forward(
     return tuple(outs)
 
 FPN._check, FPN.forward = _check, _forward
-FPN.refine = lambda self, outs: outs           # a place for necks that go on from here
+FPN.enrich = lambda self, laterals, inputs: laterals      # a place for necks that add to the maps before they meet
+FPN.refine = lambda self, outs: outs           # and one for necks that go on from here
