@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer',
-           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'PISARoIHead']
+           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'PISARoIHead', 'SoftRoIExtractor',
+           'ConsistentRoIHead', 'ConsistentCascadeRoIHead']
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #4a4419a7
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #bb1a53ad
 from .single_level_extractor import SingleRoIExtractor
 from .bbox_head import BBoxHead
 from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
@@ -15,8 +16,11 @@ from .fcn_mask_head import FCNMaskHead
 from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
 from .pisa_roi_head import PISARoIHead
+from .soft_roi_extractor import SoftRoIExtractor
+from .consistent_supervision import ConsistentCascadeRoIHead, ConsistentRoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #378a7380
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #e7c5ee6d
 _all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
     'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead',
-    'PISARoIHead']
+    'PISARoIHead',
+    'SoftRoIExtractor', 'ConsistentRoIHead', 'ConsistentCascadeRoIHead']
