@@ -48,7 +48,7 @@ def match_segments(pan_gt:np.ndarray, gt_segments,    # (H, W); dicts of id, cat
     missed, wrong = ~hit.any(1) & ~crowd, ~hit.any(0) & ~(unknown / np.maximum(area, 1) > .5)
     return [(int(g), int(p), float(iou[g, p])) for g, p in np.argwhere(hit)], np.flatnonzero(missed), np.flatnonzero(wrong)
 
-# %% ../../nbs/evaluation/70_panoptic.ipynb #8c5eea85
+# %% ../../nbs/evaluation/70_panoptic.ipynb #9f69d79c
 class PanopticFigures:
     "Sums over images, by category, and the qualities that follow from them"
     def __init__(self,
@@ -67,6 +67,10 @@ class PanopticFigures:
             self.iou[k] += iou; self.tp[k] += 1
         for g in missed: self.fn[self.place[gt_segments[g]['category_id']]] += 1
         for p in wrong: self.fp[self.place[pred_segments[p]['category_id']]] += 1
+
+    def __iadd__(self, other): # of other images
+        for name in ('iou', 'tp', 'fp', 'fn'): setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
     def per_class(self): # (C,) each: PQ, SQ, RQ; NaN where the category occurs nowhere
         "The qualities of each category, between 0 and 1"
