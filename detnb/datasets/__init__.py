@@ -8,9 +8,9 @@ __all__ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDatas
            'PackedAnnotations', 'PackedList', 'ClassAwareSampler', 'DistributedGroupSampler', 'DistributedSampler',
            'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler', 'build_dataloader', 'collate',
            'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
-           'get_classes', 'COCO', 'MultiImageMixDataset']
+           'get_classes', 'COCO', 'MultiImageMixDataset', 'CityscapesDataset']
 
-# %% ../../nbs/datasets/00_datasets.ipynb #6a408aa9
+# %% ../../nbs/datasets/00_datasets.ipynb #d5e5a4f1
 from .builder import DATASETS, PIPELINES, build_dataset
 from .custom import CustomDataset
 from .coco import CocoDataset
@@ -29,10 +29,13 @@ from .show import shown_masks # the module gives datasets their `show`
 from ..evaluation.class_names import get_classes
 from ..evaluation.coco import COCO
 from .mix_images import MultiImageMixDataset
+from .cityscapes import CityscapesDataset
 
-# %% ../../nbs/datasets/00_datasets.ipynb #5f96ead4
-_all_ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'CocoPanopticDataset', 'VOCDataset', 'XMLDataset', 'ClassBalancedDataset',
+# %% ../../nbs/datasets/00_datasets.ipynb #7812e9fd
+_all_ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'CocoPanopticDataset', 'VOCDataset', 'XMLDataset',
+         'ClassBalancedDataset',
          'ConcatDataset', 'RepeatDataset', 'DatasetSummary', 'check_classes', 'PackedAnnotations', 'PackedList', 'ClassAwareSampler',
          'DistributedGroupSampler', 'DistributedSampler', 'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler',
          'build_dataloader', 'collate', 'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
-         'get_classes', 'COCO', 'MultiImageMixDataset']
+         'get_classes', 'COCO', 'MultiImageMixDataset',
+    'CityscapesDataset']
