@@ -14,12 +14,17 @@ from .palette import COCO_PALETTE
 from .picture import image_picture
 from ..structures.panoptic import PanopticResult
 
-# %% ../../nbs/drawing/45_panoptic.ipynb #c701e141
+# %% ../../nbs/drawing/45_panoptic.ipynb #782ee04c
 def place_for_name(mask:np.ndarray # (H, W) bool, with a pixel at least
                   ) -> tuple:      # (x, y), pixels
-    "The pixel of a segment that is nearest to its centre of gravity"
-    y, x = mask.nonzero()
-    at = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()
+    "A pixel well inside a segment: the middle of a square that fits into it, as large and as near to the centre of gravity as can be"
+    total, (cy, cx) = np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0))), np.argwhere(mask).mean(0)
+    for reach in (32, 16, 8, 4, 2, 1, 0):
+        n = 2 * reach + 1
+        fits = total[n:, n:] - total[:-n, n:] - total[n:, :-n] + total[:-n, :-n] == n * n
+        if fits.any(): break
+    y, x = fits.nonzero() + np.array([[reach], [reach]])
+    at = ((y - cy) ** 2 + (x - cx) ** 2).argmin()
     return int(x[at]), int(y[at])
 
 # %% ../../nbs/drawing/45_panoptic.ipynb #4c90edd2
