@@ -105,7 +105,7 @@ class DatasetSummary:
         head = ''.join(f'<th style="text-align:left">{h}</th>' for h in [*header, ''])
         return f'<details open><summary>{html.escape(self.headline)}</summary><table><tr>{head}</tr>{body}</table></details>'
 
-# %% ../../nbs/datasets/25_checks.ipynb #b6391f0c
+# %% ../../nbs/datasets/25_checks.ipynb #a180e0f1
 OWN_CLASSES = ('RPNHead', 'EmbeddingRPNHead', 'FusedSemanticHead') # heads that count something else than the dataset's classes
 
 def _place(cfg, key: str) -> str:
@@ -127,6 +127,7 @@ def check_classes(model,      # the detector
         n = getattr(module, 'num_classes', None)
         own = {c.__name__ for c in type(module).__mro__} & set(OWN_CLASSES)
         exempt = own or name.split('.')[-1] == 'rpn_head' or name.split('.')[0] == 'backbone'
+        exempt = exempt or hasattr(model, 'panoptic_fusion_head') and name != 'panoptic_fusion_head' # its heads count things or stuff only
         if not isinstance(n, int) or n <= 0 or exempt or n == len(classes): continue
         key = f'model.{name}.num_classes'
         bad.append(f'  {key} is {n}{_place(cfg, key)}')
