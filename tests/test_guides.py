@@ -1,0 +1,252 @@
+"The guides' workflows as they are told, each step by its letter; F: your own model (a neck of your own in Cascade Mask R-CNN, on Cityscapes)"
+import json, shutil, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+NECK = '''
+import torch.nn as nn
+from {builder} import NECKS
+
+@NECKS.register_module()
+class AugFPN(nn.Module):
+
+    def __init__(self,
+                in_channels,
+                out_channels,
+                num_outs,
+                start_level=0,
+                end_level=-1,
+                add_extra_convs=False):
+        super().__init__()
+        self.num_outs = num_outs
+        self.convs = nn.ModuleList([nn.Conv2d(c, out_channels, 1) for c in in_channels])
+
+    def forward(self, inputs):
+        outs = [conv(x) for conv, x in zip(self.convs, inputs)]
+        while len(outs) < self.num_outs: outs.append(nn.functional.max_pool2d(outs[-1], 1, stride=2))
+        return tuple(outs)
+'''
+
+# the guide's file, but for `root` and where a line says so
+CONFIG = '''
+_base_ = [
+    '../_base_/models/cascade_mask_rcnn_r50_fpn.py',
+    '../_base_/datasets/cityscapes_instance.py', '../_base_/default_runtime.py'
+]
+{imports}
+model = dict(
+    backbone=dict(init_cfg=None),
+    neck=dict(type='AugFPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5),
+    roi_head=dict(
+        bbox_head=[
+            dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, roi_feat_size=7, num_classes=8,
+                 bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2]),
+                 reg_class_agnostic=True,
+                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                 loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0)),
+            dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, roi_feat_size=7, num_classes=8,
+                 bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.05, 0.05, 0.1, 0.1]),
+                 reg_class_agnostic=True,
+                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                 loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0)),
+            dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, roi_feat_size=7, num_classes=8,
+                 bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.033, 0.033, 0.067, 0.067]),
+                 reg_class_agnostic=True,
+                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                 loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
+        ],
+        mask_head=dict(type='FCNMaskHead', num_convs=4, in_channels=256, conv_out_channels=256, num_classes=8,
+                       loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0))))
+
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='AutoAugment',
+        policies=[
+            [dict(type='Rotate', level=5, img_fill_val=(124, 116, 104), prob=0.5, scale=1)],
+            [dict(type='Rotate', level=7, img_fill_val=(124, 116, 104)),
+             dict(type='Translate', level=5, prob=0.5, img_fill_val=(124, 116, 104))],
+        ]),
+    dict(type='Resize', img_scale={scale}, keep_ratio=True),
+    dict(type='RandomFlip', flip_ratio=0.5),
+    dict(type='Normalize', **img_norm_cfg),
+    dict(type='Pad', size_divisor=32),
+    dict(type='DefaultFormatBundle'),
+    dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels', 'gt_masks']),
+]
+data = dict(samples_per_gpu=1, workers_per_gpu=3, train=dict(dataset=dict(pipeline=train_pipeline)))
+optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0001)
+optimizer_config = dict(grad_clip=None)
+lr_config = dict(policy='step', warmup='linear', warmup_iters=500, warmup_ratio=0.001, step=[8])
+runner = dict(type='EpochBasedRunner', max_epochs=10)
+load_from = {load_from!r}
+'''
+
+# what makes it small enough for a processor
+SMALL = '''
+_base_ = './cascade_mask_rcnn_r50_augfpn_autoaug_10e_cityscapes.py'
+small = dict(in_channels=8, fc_out_channels=16)
+model = dict(
+    backbone=dict(depth=18, base_channels=8, frozen_stages=-1),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
+    rpn_head=dict(in_channels=8, feat_channels=8),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=8), mask_roi_extractor=dict(out_channels=8), mask_head=dict(in_channels=8, conv_out_channels=8, num_convs=1),
+                  bbox_head=[dict(small, type='Shared2FCBBoxHead', roi_feat_size=7, num_classes=8, reg_class_agnostic=True,
+                                  bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4, target_stds=[s, s, 2 * s, 2 * s]),
+                                  loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                                  loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0)) for s in (.1, .05, .033)]))
+root = {root!r}
+data = dict(workers_per_gpu=0,
+            train=dict(times=1, dataset=dict(ann_file=root + 'annotations/instancesonly_filtered_gtFine_train.json', img_prefix=root + 'leftImg8bit/train/')),
+            **{{part: dict(ann_file=root + 'annotations/instancesonly_filtered_gtFine_val.json', img_prefix=root + 'leftImg8bit/val/',
+                          pipeline=[dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(128, 64), flip=False, transforms=[
+                              dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='Normalize', **{{{{_base_.img_norm_cfg}}}}), dict(type='Pad', size_divisor=32),
+                              dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])])]) for part in ('val', 'test')}})
+runner = dict(max_epochs=2)
+lr_config = dict(warmup_iters=2)
+log_config = dict(interval=1)
+device = 'cpu'
+'''
+
+
+def city_layout(root, **num):
+    "Shapes in the folders, names and classes of Cityscapes"
+    from detnb.datasets.cityscapes import CLASS_IDS
+    from detnb.datasets.shapes import make_shapes
+    names = dict(zip(range(1, 6), ('person', 'car', 'truck', 'bus', 'bicycle')))
+    (root/'annotations').mkdir(parents=True)
+    for seed, (part, n) in enumerate(num.items()):
+        data = json.loads(make_shapes(root, n, (128, 64), seed=seed, name=part, max_objects=4, empty=0.).read_text())
+        city = root/'leftImg8bit'/part/'aachen'; city.mkdir(parents=True)
+        for img in data['images']:
+            name = f'aachen_{img["id"]:06}_000019_leftImg8bit.jpg'
+            shutil.move(root/part/img['file_name'], city/name); img['file_name'] = f'aachen/{name}'
+        for a in data['annotations']: a['category_id'] = CLASS_IDS[names[a['category_id']]]
+        data['categories'] = [dict(id=i, name=c) for c, i in CLASS_IDS.items()]
+        (root/'annotations'/f'instancesonly_filtered_gtFine_{part}.json').write_text(json.dumps(data))
+    return str(root) + '/'
+
+
+@pytest.fixture
+def registry():
+    "The table of necks, which is put back as it was"
+    from detnb.models import NECKS
+    before, modules = dict(NECKS.module_dict), set(sys.modules)
+    yield NECKS
+    NECKS.module_dict.clear(); NECKS.module_dict.update(before)
+    for name in set(sys.modules) - modules:
+        if name.split('.')[0] == 'my_parts': del sys.modules[name]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, registry):
+    "A user's folder: a package with the neck, and the guide's config"
+    (tmp_path/'my_parts').mkdir(); (tmp_path/'my_parts'/'__init__.py').write_text('')
+    (tmp_path/'my_parts'/'augfpn.py').write_text(NECK.format(builder='detnb.models.builder'))
+    (tmp_path/'configs'/'cityscapes').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path); monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def write_config(place, scale=[(2048, 800), (2048, 1024)], load_from=None, imports="custom_imports = dict(imports=['my_parts.augfpn'], allow_failed_imports=False)"):
+    path = place/'configs'/'cityscapes'/'cascade_mask_rcnn_r50_augfpn_autoaug_10e_cityscapes.py'
+    path.write_text(CONFIG.format(imports=imports, scale=scale, load_from=load_from))
+    return path
+
+
+def test_F1_a_neck_from_a_notebook(place, registry):
+    "A cell registers it, runs again, and is what a config builds; the library's own part of that name steps back"
+    from detnb.models import build_neck
+    library = registry.get('AugFPN')
+    for _ in range(2):
+        cell = dict(__name__='__main__'); exec(NECK.format(builder='detnb.models'), cell)
+        cfg = dict(type='AugFPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5)
+        neck = build_neck(cfg)
+        assert type(neck) is cell['AugFPN'] is not library
+    assert [tuple(x.shape) for x in neck([torch.zeros(1, c, 64 // c, 64 // c) for c in (8, 16, 32, 64)])] == [(1, 8, s, s) for s in (8, 4, 2, 1, 1)]
+
+
+@pytest.mark.parametrize('first', ['my_parts.augfpn', 'detnb.models'])
+def test_F1_a_neck_through_custom_imports(place, registry, first):
+    import importlib
+    from detnb import Config
+    importlib.import_module(first)
+    cfg = Config.fromfile(str(write_config(place)))
+    assert 'my_parts.augfpn' in sys.modules and registry.get(cfg.model.neck.type).__module__ == 'my_parts.augfpn'
+    with pytest.raises(ImportError, match='my_parts.augfnp'):
+        Config.fromfile(str(write_config(place, imports="custom_imports = dict(imports=['my_parts.augfnp'], allow_failed_imports=False)")))
+
+
+def test_F2_into_cascade_mask_rcnn_by_config_alone(place):
+    from detnb import Config
+    from detnb.models import build_detector
+    cfg = Config.fromfile(str(write_config(place)))
+    with torch.device('meta'): model = build_detector(cfg.model)
+    assert type(model).__name__ == 'CascadeRCNN' and type(model.neck).__module__ == 'my_parts.augfpn' and cfg.model.backbone.init_cfg is None
+    assert [type(h).__name__ for h in model.roi_head.bbox_head] == ['Shared2FCBBoxHead'] * 3
+    assert [(h.num_classes, h.fc_cls.out_features, h.fc_reg.out_features) for h in model.roi_head.bbox_head] == [(8, 9, 4)] * 3
+    assert [h.bbox_coder.stds[0] for h in model.roi_head.bbox_head] == [.1, .05, .033]
+    assert [h.conv_logits.out_channels for h in model.roi_head.mask_head] == [8] * 3
+    assert 'neck.convs.3.weight' in model.state_dict() and cfg.data.train.type == 'RepeatDataset' and cfg.data.train.dataset.type == 'CityscapesDataset'
+
+
+def test_F3_auto_augment(place):
+    "One of two policies an image; what is uncovered is filled, masks and boxes move along"
+    from detnb import Config
+    from detnb.datasets import build_dataset
+    root = city_layout(place/'cityscapes', train=3)
+    cfg = Config.fromfile(str(write_config(place, scale=[(256, 100), (256, 128)])))
+    part = cfg.data.train.dataset
+    part.update(ann_file=root + 'annotations/instancesonly_filtered_gtFine_train.json', img_prefix=root + 'leftImg8bit/train/')
+    augment = cfg.train_pipeline[2]
+    assert [[t.type for t in p] for p in augment.policies] == [['Rotate'], ['Rotate', 'Translate']] and augment.policies[0][0].img_fill_val == (124, 116, 104)
+    np.random.seed(0); torch.manual_seed(0)
+    data = build_dataset(dict(part, pipeline=cfg.train_pipeline[:3]))
+    plain = build_dataset(dict(part, pipeline=cfg.train_pipeline[:2]))[0]['img']
+    seen = [data[0] for _ in range(24)]
+    still = sum(np.array_equal(s['img'], plain) for s in seen)
+    assert 0 < still < 16 and len({s['img'].tobytes() for s in seen}) >= 5          # untouched, two rotations, with and without a shift
+    filled = [(s['img'] == np.array([124, 116, 104])).all(-1).mean() for s in seen]
+    assert max(filled) > .05
+    for s in seen:
+        for box, mask in zip(s['gt_bboxes'], s['gt_masks'].masks):
+            y, x = np.nonzero(mask)
+            if len(x): assert x.min() >= box[0] - 1.5 and x.max() <= box[2] + 1.5 and y.min() >= box[1] - 1.5 and y.max() <= box[3] + 1.5
+    np.random.seed(1)
+    whole = build_dataset(part)
+    sides = {max(whole[i % 3]['img'].shape[1:]) for i in range(12)}
+    assert len(sides) > 1 and all(side % 32 == 0 for side in sides)                    # several scales, padded
+
+
+def test_F4_train_and_test(place):
+    "From a COCO Cascade Mask R-CNN's weights; the schedule's numbers; both metrics printed"
+    from detnb import Config
+    from detnb.cli.main import main
+    from detnb.models import build_detector
+    root = city_layout(place/'cityscapes', train=4, val=2)
+    small = place/'configs'/'cityscapes'/'small.py'
+    write_config(place, scale=[(128, 48), (128, 64)]); small.write_text(SMALL.format(root=root))
+    coco = Config.fromfile(str(small)).model.copy()
+    coco['neck'] = dict(coco['neck'], type='FPN')
+    torch.manual_seed(0)
+    parent = build_detector(coco); parent.init_weights()
+    torch.save(dict(state_dict=parent.state_dict(), meta={}), place/'coco.pth')
+    cfg = Config.fromfile(str(write_config(place, scale=[(128, 48), (128, 64)], load_from=str(place/'coco.pth'))))
+    assert (cfg.data.samples_per_gpu, cfg.data.workers_per_gpu, cfg.optimizer.lr, cfg.optimizer_config.grad_clip, cfg.runner.max_epochs) == (1, 3, .01, None, 10)
+    assert cfg.lr_config == dict(policy='step', warmup='linear', warmup_iters=500, warmup_ratio=.001, step=[8])
+    assert main(['train', str(small), '--work-dir', str(place/'run'), '--seed', '0']) == 0
+    log = [json.loads(line) for f in (place/'run').glob('*.log.json') for line in open(f)]
+    trained = [r for r in log if r.get('mode') == 'train']
+    assert len(trained) == 8 and all(np.isfinite(r[k]) for r in trained for k in ('loss', 's0.loss_cls', 's2.loss_bbox', 's1.loss_mask'))
+    assert {'bbox_mAP', 'segm_mAP'} <= set([r for r in log if r.get('mode') == 'val'][-1])
+    state = torch.load(place/'run'/'latest.pth', weights_only=True)
+    assert 'neck.convs.0.weight' in state['state_dict'] and len(state['meta']['CLASSES']) == 8
+    assert main(['test', str(small), str(place/'run'/'latest.pth'), '--eval', 'bbox', 'segm', '--out', str(place/'results.pkl'), '--work-dir', str(place/'tested')]) == 0
+    figures = json.loads(next((place/'tested').glob('eval_*.json')).read_text())['metric']
+    assert {'bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_s'} <= set(figures)
+    assert main(['test', str(small), str(place/'run'/'latest.pth'), '--format-only', '--options', f'txtfile_prefix={place}/server']) == 0
+    assert len(list((place/'server').glob('*_pred.txt'))) == 2
