@@ -13,16 +13,15 @@ from ...structures.overlaps import bbox_overlaps
 from .assigners import AssignResult, BaseAssigner
 from .builder import BBOX_ASSIGNERS
 
-# %% ../../../nbs/models/targets/36_sim_ota.ipynb #b13289b4
+# %% ../../../nbs/models/targets/36_sim_ota.ipynb #02fd433b
 def class_cost(scores:Tensor, # (B, P, C) probabilities
                labels:Tensor  # (B, G) classes
               )->Tensor:      # (B, P, G)
     "Binary cross entropy of each prior with the one-hot label of each box"
     p = scores.float().sqrt()
     no = -(1 - p).log().clamp(min=-100)                       # as F.binary_cross_entropy, log 0 counts as -100
-    yes = -p.log().clamp(min=-100)
     own = labels.clamp(min=0)[:, None].expand(-1, p.shape[1], -1)
-    return no.sum(2, keepdim=True) + (yes - no).gather(2, own)
+    return no.sum(2, keepdim=True) - no.gather(2, own) - p.gather(2, own).log().clamp(min=-100)
 
 # %% ../../../nbs/models/targets/36_sim_ota.ipynb #60d9d287
 def inside(priors:Tensor,  # (P, 4) x, y and strides, pixels
@@ -36,11 +35,11 @@ def inside(priors:Tensor,  # (P, 4) x, y and strides, pixels
     near = ((x - (x1 + x2) / 2).abs() < radius * sx) & ((y - (y1 + y2) / 2).abs() < radius * sy)
     return within, near
 
-# %% ../../../nbs/models/targets/36_sim_ota.ipynb #21eff00c
+# %% ../../../nbs/models/targets/36_sim_ota.ipynb #9ee670b8
 @BBOX_ASSIGNERS.register_module()
 class SimOTAAssigner(BaseAssigner):
     "The cheapest priors of each box (YOLOX, arXiv:2107.08430)"
-    chunk = 2 ** 25 # (image, prior, box) triples at a time
+    chunk = 2 ** 24 # (image, prior, box) triples at a time
     def __init__(self,
                  center_radius=2.5, # of the centre region, in strides
                  candidate_topk=10, # IoUs that are summed to the number of positives of a box
