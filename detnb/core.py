@@ -6,9 +6,10 @@
 __all__ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes',
            'print_map_summary', 'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms',
            'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'DistEvalHook',
-           'EvalHook']
+           'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook',
+           'YOLOXModeSwitchHook']
 
-# %% ../nbs/10_core.ipynb #0e60563a
+# %% ../nbs/10_core.ipynb #80915b9b
 from .drawing import imshow_det_bboxes, imshow_gt_det_bboxes
 from .evaluation import average_precision, eval_map, eval_recalls, get_classes, print_map_summary, print_recall_summary
 from .foundation.distributed import reduce_mean
@@ -18,9 +19,11 @@ from .ops import batched_nms, multiclass_nms, nms, soft_nms
 from .structures import *
 from .structures.masks import BaseInstanceMasks, BitmapMasks
 from .structures.polygons import PolygonMasks
-from .training import DistEvalHook, EvalHook
+from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LinearMomentumEMAHook, SyncNormHook, SyncRandomSizeHook,
+                            YOLOXModeSwitchHook)
 
-# %% ../nbs/10_core.ipynb #c3b12576
+# %% ../nbs/10_core.ipynb #087862bc
 _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes', 'print_map_summary',
          'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
-         'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook']
+         'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook',
+         'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
