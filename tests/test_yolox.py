@@ -1,4 +1,5 @@
 "YOLOX from the config to the last epoch: pipelines, mixing, mode switch, averaged weights, resume"
+import json
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -141,3 +142,32 @@ def test_no_partner_to_be_found(shapes):
     data.dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
     with pytest.raises(KeyError, match='no gt_masks') as e: build_dataset(data)[0]
     assert 'CopyPaste, step 1 of 4' in ''.join(getattr(e.value, '__notes__', [str(e.value)]))
+
+
+def in_two_processes(rank, port, folder):
+    import os, random
+    from types import SimpleNamespace
+    from torch import distributed as dist, nn
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
+    dist.init_process_group('gloo')
+    random.seed(rank)
+    model = build_detector(tiny(folder, folder/'none').model)
+    sizes = [model._random_resize() for _ in range(6)]
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(2))
+    net[0].weight.data.fill_(rank); net[1].running_mean.fill_(rank); net[1].num_batches_tracked.fill_(4 * rank)
+    runner, hook = SimpleNamespace(model=net, epoch=0, max_epochs=9), HOOKS.build(dict(type='SyncNormHook', num_last_epochs=2, interval=5))
+    seen = []
+    for runner.epoch in (0, 6):                    # neither a fifth epoch; the second is one of the last
+        hook.before_train_epoch(runner); hook.after_train_epoch(runner)
+        seen.append([net[0].weight.item(), net[1].running_mean[0].item(), net[1].num_batches_tracked.item()])
+    (folder/f'{rank}.json').write_text(json.dumps([sizes, seen]))
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree(shapes):
+    "On the next size of the pictures, though each has its own dice, and on the norms in the last epochs"
+    from detnb.foundation.distributed import free_port
+    torch.multiprocessing.spawn(in_two_processes, (free_port(), shapes), nprocs=2)
+    (sizes, first), (others, second) = (json.loads((shapes/f'{r}.json').read_text()) for r in range(2))
+    assert sizes == others and len({tuple(s) for s in sizes}) > 1
+    assert first == [[0, 0, 0], [0, .5, 2]] and second == [[1, 1, 4], [1, .5, 2]]
