@@ -109,7 +109,7 @@ def _grouped(names: list[str], most: int = 6) -> str:
     shown = [f'{g}.* ({n})' if n > 1 else g for g, n in groups.most_common(most)]
     return ', '.join(shown) + (f' and {len(groups) - most} more' if len(groups) > most else '')
 
-# %% ../../nbs/foundation/52_checkpoint.ipynb #ee4dc038
+# %% ../../nbs/foundation/52_checkpoint.ipynb #a9b21294
 def load_state_dict(module: nn.Module,                 # the model
                     state_dict: dict[str, torch.Tensor],# the weights
                     strict: bool = False,              # raise where anything does not fit
@@ -126,7 +126,8 @@ def load_state_dict(module: nn.Module,                 # the model
     result = module.load_state_dict(fits, strict=False)
     wrong = {k for k, *_ in report.mismatched}
     report.missing = [k for k in result.missing_keys if not k.endswith('num_batches_tracked') and k not in wrong]
-    report.unexpected = list(result.unexpected_keys)
+    twins = {f"ema_{k.replace('.', '_')}" for k in own}                        # see training.averaging
+    report.unexpected = [k for k in result.unexpected_keys if k not in twins]
     report.loaded = [k for k in own if k not in {*result.missing_keys, *wrong} and not k.endswith('num_batches_tracked')]
     if not report.loaded and own: report.hint = _prefix_hint(list(own), list(state_dict))
     if not report.perfect:
