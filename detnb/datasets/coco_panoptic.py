@@ -79,7 +79,7 @@ class CocoPanopticDataset(CocoDataset):
         names = column(data['images'], 'file_name', where)
         return [dict(img, filename=n, segm_file=files.get(i) or osp.splitext(n)[0] + '.png') for i, (img, n) in enumerate(zip(data['images'], names))]
 
-# %% ../../nbs/datasets/16_coco_panoptic.ipynb #80a607f2
+# %% ../../nbs/datasets/16_coco_panoptic.ipynb #07471645
 @patch
 def _split(self: CocoPanopticDataset, where: str):
     "Which classes are things; they must come first"
@@ -98,6 +98,15 @@ def get_ann_info(self: CocoPanopticDataset, idx: int) -> dict: # bboxes, labels,
     masks = [dict(id=i, category=self.cat2label[cat], is_thing=i in things)
              for i, cat, _, _, usable in self.segments[row].tolist() if usable and cat in self.cat2label]
     return dict(ann, masks=masks, seg_map=self.data_infos[idx]['segm_file'])
+
+@patch
+def summary(self: CocoPanopticDataset):
+    "What is in the dataset: classes, category ids, segments of things and stuff, what was left out"
+    segments, images = np.zeros((2, len(self.CLASSES)), int)
+    for i in range(len(self)):
+        labels = np.array([self.cat2label[c] for c in self.segments[self._row(i)][:, 1].tolist() if c in self.cat2label], int)
+        segments += np.bincount(labels, minlength=len(segments)); images += np.bincount(np.unique(labels), minlength=len(segments))
+    return self._summary(tuple(self.CLASSES), segments, images, self.cat_ids)
 
 @patch(as_prop=True)
 def coco(self: CocoPanopticDataset) -> COCO:
