@@ -79,7 +79,7 @@ class CocoPanopticDataset(CocoDataset):
         names = column(data['images'], 'file_name', where)
         return [dict(img, filename=n, segm_file=files.get(i) or osp.splitext(n)[0] + '.png') for i, (img, n) in enumerate(zip(data['images'], names))]
 
-# %% ../../nbs/datasets/16_coco_panoptic.ipynb #07471645
+# %% ../../nbs/datasets/16_coco_panoptic.ipynb #24a7c2a2
 @patch
 def _split(self: CocoPanopticDataset, where: str):
     "Which classes are things; they must come first"
@@ -99,6 +99,7 @@ def get_ann_info(self: CocoPanopticDataset, idx: int) -> dict: # bboxes, labels,
              for i, cat, _, _, usable in self.segments[row].tolist() if usable and cat in self.cat2label]
     return dict(ann, masks=masks, seg_map=self.data_infos[idx]['segm_file'])
 
+# %% ../../nbs/datasets/16_coco_panoptic.ipynb #dd1773fd
 @patch
 def summary(self: CocoPanopticDataset):
     "What is in the dataset: classes, category ids, segments of things and stuff, what was left out"
