@@ -35,7 +35,7 @@ def training_step(config, root):
 
 
 @pytest.mark.skipif(not fake_gpu(), reason='this version of torch (2.4 is one) makes no fake parameters of a GPU that is not there')
-@pytest.mark.parametrize('config', ['retinanet/retinanet_r18_fpn_1x_coco.py', 'ssd/ssd300_coco.py', 'rpn/rpn_r50_fpn_1x_coco.py'])
+@pytest.mark.parametrize('config', ['retinanet/retinanet_r18_fpn_1x_coco.py', 'ssd/ssd300_coco.py', 'rpn/rpn_r50_fpn_1x_coco.py', 'yolox/yolox_s_8x8_300e_coco.py'])
 def test_a_training_step_stays_on_its_device(config, project):
     "In a process of its own: fake tensors do not mix with what other tests have left in caches"
     good, text = run(training_step, config, str(project))

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['LOSS', 'YOLOXHead', 'decode', 'encode']
 
-# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #ac978b1c
+# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #dc47c719
 import math
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 from ...foundation.distributed import reduce_mean
 from ...layers.conv_module import ConvModule, DepthwiseSeparableConvModule
 from ...layers.initialize import bias_init_with_prob
@@ -84,10 +83,10 @@ def _forward(self, feats):
 
 YOLOXHead._tower, YOLOXHead._init_layers, YOLOXHead.init_weights, YOLOXHead.forward = _tower, _init_layers, _init_weights, _forward
 
-# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #1f85974d
+# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #f6c5c076
 def decode(priors:Tensor, # (N, 4) corner of the cell and strides, pixels
-           pred:Tensor    # (B, N, 4)
-          )->Tensor:      # (B, N, 4) xyxy
+           pred:Tensor    # (N, 4) or (B, N, 4)
+          )->Tensor:      # xyxy, as `pred`
     "Boxes of cells"
     centre = priors[:, :2] + pred[..., :2] * priors[:, 2:]
     half = pred[..., 2:].exp() * priors[:, 2:] / 2
@@ -101,10 +100,10 @@ def encode(priors:Tensor, # (N, 4)
     centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     return torch.cat([(centre - priors[:, :2]) / priors[:, 2:], (size / priors[:, 2:] + eps).log()], 1)
 
-# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #f2c9035a
+# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #fda7034a
 @torch.no_grad()
 def _get_targets(self, scores, objectness, priors, boxes, gt_bboxes, gt_labels):
-    "Which cells are positive (B, N), and for these one after the other class targets (n, C) and boxes (n, 4)"
+    "For each cell: is it positive, the IoU with its box, its class and its box; (B, N) and (B, N, 4). And the most positives of an image"
     (gts, valid), labels = stack_padded([g.to(boxes.dtype) for g in gt_bboxes]), stack_padded(gt_labels)[0]
     middle = torch.cat([priors[:, :2] + priors[:, 2:] * .5, priors[:, 2:]], 1)
     scores = scores.sigmoid() * objectness.sigmoid()[..., None]
@@ -114,9 +113,8 @@ def _get_targets(self, scores, objectness, priors, boxes, gt_bboxes, gt_labels):
     else:
         result = self.assigner.assign_batch(scores, middle, boxes, gts, valid, labels)
         inds, iou = result.gt_inds, result.max_overlaps
-    positive, box = inds > 0, (inds - 1).clamp(min=0)
-    classes = F.one_hot(matched(labels, box)[positive], self.num_classes) * iou[positive][:, None]
-    return positive, classes, matched(gts, box)[positive]
+    box, N = (inds - 1).clamp(min=0), len(priors)
+    return inds > 0, iou, matched(labels, box), matched(gts, box), min(N, gts.shape[1] * getattr(self.assigner, 'candidate_topk', N))
 
 def _cells(self, maps): # (N, 4)
     "Corners and strides of the cells of all levels"
@@ -124,20 +122,25 @@ def _cells(self, maps): # (N, 4)
 
 YOLOXHead.get_targets, YOLOXHead.cells = _get_targets, _cells
 
-# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #31a3192f
+# %% ../../../nbs/models/dense_heads/56_yolox_head.ipynb #cbcf8d1c
 def _loss(self, cls_scores, bbox_preds, objectnesses, # lists over levels, as `forward` gives them
           gt_bboxes, gt_labels,                       # lists over images of (G, 4) and (G,)
           img_metas, gt_bboxes_ignore=None):
     "Losses of a batch: loss_cls, loss_bbox, loss_obj and with `use_l1` loss_l1"
-    priors = self.cells(cls_scores)
-    scores, pred, obj = (torch.cat([rows(m, n) for m in maps], 1).float()
-                         for maps, n in ((cls_scores, self.cls_out_channels), (bbox_preds, 4), (objectnesses, 1)))
-    boxes = decode(priors, pred)
-    positive, classes, targets = self.get_targets(scores.detach(), obj.detach()[..., 0], priors, boxes.detach(), gt_bboxes, gt_labels)
+    priors, C = self.cells(cls_scores), self.cls_out_channels
+    scores, pred, obj = (torch.cat([rows(m, n) for m in maps], 1).float() for maps, n in ((cls_scores, C), (bbox_preds, 4), (objectnesses, 1)))
+    boxes = decode(priors, pred.detach())
+    positive, iou, labels, targets, most = self.get_targets(scores.detach(), obj.detach()[..., 0], priors, boxes, gt_bboxes, gt_labels)
     total = reduce_mean(positive.sum().float()).clamp(min=1)
-    losses = dict(loss_cls=self.loss_cls(scores[positive], classes) / total, loss_bbox=self.loss_bbox(boxes[positive], targets) / total,
+    real, place = positive.float().topk(most, dim=1)           # the positives come first
+    real, take = real.flatten()[:, None], lambda x: x.gather(1, place[..., None].expand(-1, -1, x.shape[2])).flatten(0, 1)
+    scores, pred = (torch.where(real > 0, take(x), 0.) for x in (scores, pred))
+    cells, targets, iou, labels = take(priors.expand(len(obj), -1, -1)), take(targets), take(iou[..., None]), take(labels[..., None])
+    classes = (labels == torch.arange(C, device=labels.device)) * iou
+    losses = dict(loss_cls=self.loss_cls(scores, classes * real, real) / total,
+                  loss_bbox=self.loss_bbox(decode(cells, pred), targets, real[:, 0]) / total,
                   loss_obj=self.loss_obj(obj.view(-1, 1), positive.view(-1, 1).float()) / total)
-    if self.use_l1: losses['loss_l1'] = self.loss_l1(pred[positive], encode(priors.expand_as(pred)[positive], targets)) / total
+    if self.use_l1: losses['loss_l1'] = self.loss_l1(pred, encode(cells, targets), real) / total
     return losses
 
 YOLOXHead.loss = _loss
