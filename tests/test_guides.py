@@ -250,3 +250,33 @@ def test_F4_train_and_test(place):
     assert {'bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_s'} <= set(figures)
     assert main(['test', str(small), str(place/'run'/'latest.pth'), '--format-only', '--options', f'txtfile_prefix={place}/server']) == 0
     assert len(list((place/'server').glob('*_pred.txt'))) == 2
+
+
+def test_F2_all_three_parts_of_the_paper(place):
+    "The library's AugFPN with soft RoI selection and consistent supervision: named in a config, trained a step, tested"
+    from detnb import Config
+    from detnb.datasets.shapes import shapes_batch
+    from detnb.models import build_detector
+    cfg = Config.fromfile('cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
+    cfg.neck.update(type='AugFPN', in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.rpn_head.update(in_channels=8, feat_channels=8)
+    roi = cfg.roi_head
+    roi.update(type='ConsistentCascadeRoIHead', lateral_weight=.5)
+    for extractor in (roi.bbox_roi_extractor, roi.mask_roi_extractor): extractor.update(type='SoftRoIExtractor', out_channels=8)
+    for head in roi.bbox_head: head.update(in_channels=8, fc_out_channels=16, num_classes=5)
+    roi.mask_head.update(in_channels=8, conv_out_channels=8, num_convs=1, num_classes=5)
+    torch.manual_seed(0)
+    model = build_detector(cfg).train(); model.init_weights()
+    batch = shapes_batch(2, (128, 96), masks=True)
+    batch['gt_bboxes'][1], batch['gt_labels'][1], batch['gt_masks'][1] = batch['gt_bboxes'][1][:0], batch['gt_labels'][1][:0], batch['gt_masks'][1][[]]
+    losses = model.forward_train(**batch)
+    assert {f's{i}.loss_{w}_lateral' for i in range(3) for w in ('cls', 'bbox')} <= set(losses)
+    model._parse_losses(losses)[0].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters()) and sum(float(c.weight.grad.abs().sum()) for c in model.neck.context_convs) > 0
+    model.eval()
+    with torch.inference_mode():
+        both = model.simple_test(batch['img'], batch['img_metas'], rescale=True)
+        alone = [model.simple_test(batch['img'][i:i + 1], batch['img_metas'][i:i + 1], rescale=True)[0] for i in range(2)]
+        assert all(np.allclose(a, b, atol=1e-3) for x, y in zip(both, alone) for a, b in zip(x[0], y[0]) if a.shape == b.shape)
+        assert len(model.aug_test([batch['img'][:1]] * 2, [batch['img_metas'][:1]] * 2, rescale=True)[0]) == 2
