@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .roi_align import axis_weights, roi_align
 
-# %% ../../nbs/ops/22_deform_roi_pool.ipynb #eb55e24c
+# %% ../../nbs/ops/22_deform_roi_pool.ipynb #374417cc
 def deform_roi_pool(
     input: Tensor,             # (B, C, H, W)
     rois: Tensor,              # (K, 5): image index, x1, y1, x2, y2
@@ -27,6 +27,7 @@ def deform_roi_pool(
     if offset is None: return roi_align(input, rois, (ph, pw), spatial_scale, sampling_ratio, aligned=True)
     if not len(rois): return input.new_zeros(0, input.shape[1], ph, pw) + offset.sum() * 0      # a gradient of zero for what made the offsets
     if offset.shape != (len(rois), 2, ph, pw): raise ValueError(f'offset of shape {tuple(offset.shape)}: {(len(rois), 2, ph, pw)} wanted')
+    offset = offset.float() if offset.dtype in (torch.float16, torch.bfloat16) else offset    # those can not tell pixels 2048 and 2049 apart
     (B, C, H, W), rois = input.shape, rois.to(offset)
     low, high = (rois[:, 1:] * spatial_scale - .5).split(2, 1)
     size = (high - low) / rois.new_tensor([pw, ph])                                           # (K, 2) of a cell: x, y
