@@ -11,7 +11,7 @@ root = Path(__file__).resolve().parent.parent
 zoo = json.loads((figures/'zoo.json').read_text())
 full = root.parent/'shared'/'golden'          # the full figures, where they lie beside the checkout
 FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn cascade_rcnn htc detectors scnet panoptic_fpn pisa cornernet centripetalnet
-    yolox yolo cityscapes lvis openimages wider_face deepfashion dcn dcnv2 gn gn+ws regnet hrnet res2net resnest legacy_1.x scratch selfsup_pretrain
+    yolox yolo cityscapes lvis openimages wider_face deepfashion dcn dcnv2 empirical_attention gn gn+ws regnet hrnet res2net resnest legacy_1.x scratch selfsup_pretrain
     strong_baselines simple_copy_paste instaboost albu_example'''.split()
 # Parts that configs name and that are still to be built. A config is excused only by one of these, and a part that has been built may not stand here.
 PENDING = set('''
