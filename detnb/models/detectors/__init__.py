@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'PanopticFPN',
+           'TwoStagePanopticSegmentor']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #a93ec599
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #987db031
 from .base import BaseDetector, normalize_batch
 from .panoptic_fpn import PanopticFPN, TwoStagePanopticSegmentor
 from .single_stage import RetinaNet, SingleStageDetector
-from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, TwoStageDetector
+from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, HybridTaskCascade, MaskRCNN, SCNet, TwoStageDetector
 from .rpn import RPN
 from .yolox import YOLOX
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #035efc51
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #a88ace4b
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']
+    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer',
-           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'PISARoIHead', 'SoftRoIExtractor',
-           'ConsistentRoIHead', 'ConsistentCascadeRoIHead']
+           'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'FusedSemanticHead', 'HTCMaskHead',
+           'HybridTaskCascadeRoIHead', 'PISARoIHead', 'SoftRoIExtractor', 'ConsistentRoIHead',
+           'ConsistentCascadeRoIHead']
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #bb1a53ad
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #af30ebab
 from .single_level_extractor import SingleRoIExtractor
 from .bbox_head import BBoxHead
 from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
@@ -15,12 +16,15 @@ from .cascade_roi_head import CascadeRoIHead
 from .fcn_mask_head import FCNMaskHead
 from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
+from .semantic_branch import FusedSemanticHead
+from .htc_roi_head import HTCMaskHead, HybridTaskCascadeRoIHead
 from .pisa_roi_head import PISARoIHead
 from .soft_roi_extractor import SoftRoIExtractor
 from .consistent_supervision import ConsistentCascadeRoIHead, ConsistentRoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #e7c5ee6d
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #2b104521
 _all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
     'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead',
+    'FusedSemanticHead', 'HTCMaskHead', 'HybridTaskCascadeRoIHead',
     'PISARoIHead',
     'SoftRoIExtractor', 'ConsistentRoIHead', 'ConsistentCascadeRoIHead']

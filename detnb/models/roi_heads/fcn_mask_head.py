@@ -42,7 +42,7 @@ class FCNMaskHead(BaseModule):
         self.conv_logits = build_conv_layer(predictor_cfg, last, 1 if class_agnostic else num_classes, 1)
         self.relu = nn.ReLU(inplace=True)
 
-# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #f7a122db
+# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #d8710618
 def _enlargement(self, upsample_cfg, channels): # -> layer or None, channels that come out of it
     cfg = dict(upsample_cfg); self.upsample_method, self.scale_factor = cfg.get('type'), cfg.pop('scale_factor', None)
     if self.upsample_method is None: return None, channels
@@ -61,13 +61,16 @@ def _init_weights(self): # what learns and is no ConvModule: He's initialisation
         nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
         if layer.bias is not None: nn.init.constant_(layer.bias, 0)
 
-def _forward(self, x): # (n, C, h, w) -> logits (n, classes, 2h, 2w)
-    for conv in self.convs: x = conv(x)
+def _logits(self, x): # features behind the convolutions -> logits (n, classes, 2h, 2w)
     if self.upsample is not None: x = self.upsample(x)
     if self.upsample_method == 'deconv': x = self.relu(x)
     return self.conv_logits(x)
 
-FCNMaskHead._enlargement, FCNMaskHead.init_weights, FCNMaskHead.forward = _enlargement, _init_weights, _forward
+def _forward(self, x): # (n, C, h, w) -> logits (n, classes, 2h, 2w)
+    for conv in self.convs: x = conv(x)
+    return self.logits(x)
+
+FCNMaskHead._enlargement, FCNMaskHead.init_weights, FCNMaskHead.logits, FCNMaskHead.forward = _enlargement, _init_weights, _logits, _forward
 
 # %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #78eb8b43
 def _get_targets(self, sampling_results, gt_masks, rcnn_train_cfg): # -> (positives, h, w)
