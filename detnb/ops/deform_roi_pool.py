@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .roi_align import axis_weights, roi_align
 
-# %% ../../nbs/ops/22_deform_roi_pool.ipynb #374417cc
+# %% ../../nbs/ops/22_deform_roi_pool.ipynb #7bc9fa7a
 def deform_roi_pool(
     input: Tensor,             # (B, C, H, W)
     rois: Tensor,              # (K, 5): image index, x1, y1, x2, y2
@@ -37,6 +37,7 @@ def deform_roi_pool(
     each = lambda x: x[:, None].expand(-1, ph * pw, *x.shape[1:]).flatten(0, 1)               # of a region -> of its cells
     parts, (order, chunks) = [], in_chunks(size, n, ph * pw)
     table = input.permute(0, 2, 3, 1).reshape(B * H * W, C).to(offset.dtype)
+    if offset.requires_grad and not table.requires_grad: table = table.detach().requires_grad_()   # torch 2.4 fails where only the weights need one
     for k in chunks:
         at, s, m = start[k].flatten(0, 2), each(size[k]), each(n[k])
         cx, wx = axis_weights(at[:, 0], s[:, 0], m[:, 0], 1, W)
