@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou', 'roi_align', 'roi_align_levels',
-           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks', 'nms_match', 'deform_roi_pool', 'DeformRoIPool',
-           'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack']
+           'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks', 'nms_match', 'corner_pool', 'CornerPool',
+           'deform_roi_pool', 'DeformRoIPool', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack']
 
-# %% ../../nbs/ops/00_ops.ipynb #3c5d75d0
+# %% ../../nbs/ops/00_ops.ipynb #5b4a0786
 from .batched_nms import batched_nms, multiclass_nms, nms_batch
 from .nms import nms, pairwise_iou
 from .focal import sigmoid_focal_loss
 from .paste_masks import paste_masks
 from .roi_align import RoIAlign, RoIPool, roi_align, roi_align_levels
 from .soft_nms import soft_nms
+from .corner_pool import CornerPool, corner_pool
 from .nms_match import nms_match
 from .deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack, deform_roi_pool
 
-# %% ../../nbs/ops/00_ops.ipynb #3518055e
+# %% ../../nbs/ops/00_ops.ipynb #0f4d9f0e
 _all_ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou',
          'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks',
-    'nms_match',
+    'nms_match', 'corner_pool', 'CornerPool',
     'deform_roi_pool', 'DeformRoIPool', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack']
