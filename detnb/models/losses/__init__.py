@@ -6,20 +6,23 @@
 __all__ = ['Accuracy', 'accuracy', 'CrossEntropyLoss', 'binary_cross_entropy', 'cross_entropy', 'mask_cross_entropy', 'FocalLoss',
            'sigmoid_focal_loss', 'IoULoss', 'BoundedIoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'iou_loss',
            'bounded_iou_loss', 'giou_loss', 'L1Loss', 'SmoothL1Loss', 'MSELoss', 'l1_loss', 'smooth_l1_loss',
-           'mse_loss', 'reduce_loss', 'weight_reduce_loss', 'weighted_loss', 'carl_loss', 'isr_p']
+           'mse_loss', 'reduce_loss', 'weight_reduce_loss', 'weighted_loss', 'carl_loss', 'isr_p',
+           'AssociativeEmbeddingLoss', 'GaussianFocalLoss', 'gaussian_focal_loss']
 
-# %% ../../../nbs/models/losses/00_losses.ipynb #77d237b9
+# %% ../../../nbs/models/losses/00_losses.ipynb #2bc66afc
 from .accuracy import Accuracy, accuracy
 from .cross_entropy import CrossEntropyLoss, binary_cross_entropy, cross_entropy, mask_cross_entropy
+from .associative_embedding import AssociativeEmbeddingLoss
 from .focal_loss import FocalLoss
+from .gaussian_focal import GaussianFocalLoss, gaussian_focal_loss
 from .iou_loss import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, bounded_iou_loss, giou_loss, iou_loss
 from .smooth_l1 import L1Loss, MSELoss, SmoothL1Loss, l1_loss, mse_loss, smooth_l1_loss
 from .weighting import reduce_loss, weight_reduce_loss, weighted_loss
 from ...ops.focal import sigmoid_focal_loss
 from .pisa import carl_loss, isr_p
 
-# %% ../../../nbs/models/losses/00_losses.ipynb #bd29f23d
+# %% ../../../nbs/models/losses/00_losses.ipynb #b167c90f
 _all_ = ['Accuracy', 'accuracy', 'CrossEntropyLoss', 'binary_cross_entropy', 'cross_entropy', 'mask_cross_entropy', 'FocalLoss', 'sigmoid_focal_loss',
          'IoULoss', 'BoundedIoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'iou_loss', 'bounded_iou_loss', 'giou_loss',
          'L1Loss', 'SmoothL1Loss', 'MSELoss', 'l1_loss', 'smooth_l1_loss', 'mse_loss', 'reduce_loss', 'weight_reduce_loss', 'weighted_loss',
-    'carl_loss', 'isr_p']
+    'carl_loss', 'isr_p', 'AssociativeEmbeddingLoss', 'GaussianFocalLoss', 'gaussian_focal_loss']
