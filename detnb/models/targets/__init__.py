@@ -9,9 +9,12 @@ __all__ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS'
            'AssignResult', 'BaseAssigner', 'MaxIoUAssigner', 'BaseSampler', 'PseudoSampler', 'RandomSampler',
            'SamplingBatch', 'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
            'OHEMSampler', 'DeltaXYWHBBoxCoder', 'bbox2delta', 'delta2bbox', 'anchor_inside_flags', 'images_to_levels',
-           'mask_target', 'multi_apply', 'unmap', 'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner']
+           'mask_target', 'multi_apply', 'unmap', 'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps',
+           'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat', 'transpose_and_gather_feat', 'ScoreHLRSampler',
+           'MlvlPointGenerator', 'SimOTAAssigner', 'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder',
+           'LegacySSDAnchorGenerator']
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #3f125edd
+# %% ../../../nbs/models/targets/00_targets.ipynb #23e9b1a1
 from .builder import (ANCHOR_GENERATORS, BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS, IOU_CALCULATORS, PRIOR_GENERATORS,
     build_anchor_generator, build_assigner, build_bbox_coder, build_iou_calculator, build_prior_generator, build_sampler)
 from .anchors import AnchorGenerator
@@ -22,12 +25,15 @@ from .samplers import BaseSampler, PseudoSampler, RandomSampler, SamplingBatch, 
 from .hard_samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNegSampler, OHEMSampler
 from .delta_coder import DeltaXYWHBBoxCoder, bbox2delta, delta2bbox
 from .mask_targets import mask_target
+from .gaussian_targets import (gather_feat, gaussian_heatmaps, gaussian_radius, gen_gaussian_target, get_local_maximum,
+    get_topk_from_heatmap, transpose_and_gather_feat)
 from .per_image import anchor_inside_flags, images_to_levels, multi_apply, unmap
 from .score_hlr_sampler import ScoreHLRSampler
 from .points import MlvlPointGenerator
 from .sim_ota import SimOTAAssigner
+from .legacy import LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder, LegacySSDAnchorGenerator
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #cfe21ea5
+# %% ../../../nbs/models/targets/00_targets.ipynb #3beeb831
 _all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'IOU_CALCULATORS', 'PRIOR_GENERATORS',
          'build_anchor_generator',
     'build_assigner', 'build_bbox_coder', 'build_iou_calculator', 'build_prior_generator', 'build_sampler', 'AnchorGenerator',
@@ -36,4 +42,7 @@ _all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 
     'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler', 'OHEMSampler', 'DeltaXYWHBBoxCoder',
          'bbox2delta',
     'delta2bbox', 'anchor_inside_flags', 'images_to_levels', 'mask_target', 'multi_apply', 'unmap',
-    'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner']
+    'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps', 'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat',
+    'transpose_and_gather_feat',
+    'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner',
+    'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder', 'LegacySSDAnchorGenerator']
