@@ -20,6 +20,7 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     pascal_voc/faster_rcnn_r50_caffe_c4_mstrain_18k_voc0712.py mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py cityscapes/faster_rcnn_r50_fpn_1x_cityscapes.py
     dcn/faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco.py dcnv2/faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco.py gn/mask_rcnn_r50_fpn_gn-all_2x_coco.py
     gn+ws/faster_rcnn_x50_32x4d_fpn_gn_ws-all_1x_coco.py cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py
+    htc/htc_r50_fpn_1x_coco.py scnet/scnet_r50_fpn_1x_coco.py
     res2net/faster_rcnn_r2_101_fpn_2x_coco.py resnest/faster_rcnn_s50_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py
     lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py openimages/retinanet_r50_fpn_32x2_1x_openimages.py
     regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py

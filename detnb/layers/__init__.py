@@ -6,20 +6,20 @@
 __all__ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS',
            'NORM_LAYERS', 'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer',
            'build_conv_layer', 'build_linear_layer', 'build_norm_layer', 'build_padding_layer', 'build_plugin_layer',
-           'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm', 'fuse_conv_bn',
-           'may_reorder', 'prefer_channels_last', 'INITIALIZERS', 'bias_init_with_prob', 'caffe2_xavier_init',
-           'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init', 'uniform_init',
-           'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock', 'ConvWS2d',
-           'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
+           'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_stack', 'conv_norm',
+           'fuse_conv_bn', 'may_reorder', 'prefer_channels_last', 'INITIALIZERS', 'bias_init_with_prob',
+           'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init',
+           'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock',
+           'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
            'ConvAWS2d', 'SAConv2d', 'NonLocal2d', 'GeneralizedAttention']
 
-# %% ../../nbs/layers/00_layers.ipynb #b025871a
+# %% ../../nbs/layers/00_layers.ipynb #e6808819
 from .blocks import InvertedResidual, ResLayer, SELayer, make_divisible
 from .build import (ACTIVATION_LAYERS, CONV_LAYERS, LINEAR_LAYERS, NORM_LAYERS, PADDING_LAYERS, PLUGIN_LAYERS, UPSAMPLE_LAYERS,
                                 build_activation_layer, build_conv_layer, build_linear_layer, build_norm_layer, build_padding_layer,
                                 build_plugin_layer, build_upsample_layer)
 from .context_block import ContextBlock
-from .conv_module import ConvModule, DepthwiseSeparableConvModule, Scale
+from .conv_module import ConvModule, DepthwiseSeparableConvModule, Scale, conv_stack
 from .csp import CSPLayer, DarknetBottleneck
 from .deformable import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack
 from .fold import conv_norm, fuse_conv_bn
@@ -32,10 +32,11 @@ from .weight_standard import ConvWS2d
 from .non_local import NonLocal2d
 from .generalized_attention import GeneralizedAttention
 
-# %% ../../nbs/layers/00_layers.ipynb #eb0a0c45
+# %% ../../nbs/layers/00_layers.ipynb #41adcaad
 _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS', 'NORM_LAYERS',
          'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer', 'build_conv_layer', 'build_linear_layer', 'build_norm_layer',
-         'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale', 'conv_norm',
+         'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale',
+         'conv_stack', 'conv_norm',
          'fuse_conv_bn', 'may_reorder',
          'prefer_channels_last', 'INITIALIZERS',
          'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',

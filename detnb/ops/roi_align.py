@@ -31,7 +31,7 @@ def axis_weights(
     hat = torch.where(right >= 0, 1 - right, 1 + right) * ((right >= -1) & (right < 1))    # |.| and clamp have no slope on a cell itself
     return cell.clamp(max=length - 1).long(), (hat * counts[:, :, None]).sum(-1) / n
 
-# %% ../../nbs/ops/20_roi_align.ipynb #937b458c
+# %% ../../nbs/ops/20_roi_align.ipynb #35ee4a40
 def roi_align_bags(
     input: Tensor,             # (B, C, H, W), best channels last
     rois: Tensor,              # (K, 5): image index, x1, y1, x2, y2
@@ -47,6 +47,7 @@ def roi_align_bags(
     size = high - low if aligned else (high - low).clamp(min=1)
     size = size / size.new_tensor([pw, ph])
     n = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil().clamp(min=1)
+    filled = (size > 0).all(1) | (sampling_ratio > 0)                  # as many points as cells: a box without area has none
     need, order = size.max(1)[0].sort()
     if not need[-1] <= 100:                                            # absurd boxes, and NaN: nothing to gain here
         return torchvision.ops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
@@ -58,7 +59,7 @@ def roi_align_bags(
         cy, wy = axis_weights(low[k, 1], size[k, 1], n[k, 1], ph, H)
         index = (rois[k, 0].long() * H)[:, None, None, None, None] + cy[:, :, None, :, None]       # (K, ph, pw, Ty, Tx)
         index = index * W + cx[:, None, :, None, :]
-        weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+        weight = wy[:, :, None, :, None] * (wx * filled[k, None, None])[:, None, :, None, :]
         parts.append(F.embedding_bag(index.flatten(3).flatten(0, 2), table, mode='sum', per_sample_weights=weight.flatten(3).flatten(0, 2)))
     bags = torch.cat(parts).view(len(rois), ph, pw, C)
     return bags[order.argsort()].permute(0, 3, 1, 2)

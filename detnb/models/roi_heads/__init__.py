@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer',
            'BaseRoIHead', 'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead', 'FusedSemanticHead', 'HTCMaskHead',
-           'HybridTaskCascadeRoIHead', 'PISARoIHead', 'SoftRoIExtractor', 'ConsistentRoIHead',
+           'HybridTaskCascadeRoIHead', 'SCNetRoIHead', 'SCNetBBoxHead', 'SCNetMaskHead', 'SCNetSemanticHead',
+           'GlobalContextHead', 'FeatureRelayHead', 'PISARoIHead', 'SoftRoIExtractor', 'ConsistentRoIHead',
            'ConsistentCascadeRoIHead']
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #af30ebab
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #403d346c
 from .single_level_extractor import SingleRoIExtractor
 from .bbox_head import BBoxHead
 from .convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
@@ -18,13 +19,16 @@ from .res_layer import ResLayer
 from .standard_roi_head import BaseRoIHead, StandardRoIHead
 from .semantic_branch import FusedSemanticHead
 from .htc_roi_head import HTCMaskHead, HybridTaskCascadeRoIHead
+from .scnet_parts import FeatureRelayHead, GlobalContextHead, SCNetBBoxHead, SCNetMaskHead, SCNetSemanticHead
+from .scnet_roi_head import SCNetRoIHead
 from .pisa_roi_head import PISARoIHead
 from .soft_roi_extractor import SoftRoIExtractor
 from .consistent_supervision import ConsistentCascadeRoIHead, ConsistentRoIHead
 
-# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #2b104521
+# %% ../../../nbs/models/roi_heads/00_roi_heads.ipynb #eb30b497
 _all_ = ['SingleRoIExtractor', 'BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead', 'ResLayer', 'BaseRoIHead',
     'StandardRoIHead', 'FCNMaskHead', 'CascadeRoIHead',
     'FusedSemanticHead', 'HTCMaskHead', 'HybridTaskCascadeRoIHead',
+    'SCNetRoIHead', 'SCNetBBoxHead', 'SCNetMaskHead', 'SCNetSemanticHead', 'GlobalContextHead', 'FeatureRelayHead',
     'PISARoIHead',
     'SoftRoIExtractor', 'ConsistentRoIHead', 'ConsistentCascadeRoIHead']

@@ -70,7 +70,7 @@ class BBoxHead(BaseModule):
         x = x.mean((-1, -2)) if self.with_avg_pool else x.flatten(1)
         return self.fc_cls(x) if self.with_cls else None, self.fc_reg(x) if self.with_reg else None
 
-# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #3011ea8c
+# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #3005e033
 def _get_targets(self,
                  sampling_results, # SamplingBatch, or a list of SamplingResult
                  gt_bboxes=None,   # kept for subclasses: the results hold what they need
@@ -88,7 +88,8 @@ def _get_targets(self,
     labels[:, :k] = torch.where(pos, s.matched(s.gt_labels), self.num_classes)
     if rcnn_train_cfg['pos_weight'] > 0: weight[:, :k] = rcnn_train_cfg['pos_weight']
     target[:, :k] = torch.where(pos[..., None], s.matched(s.gt_bboxes), own)
-    if not self.reg_decoded_bbox: target = self.bbox_coder.encode(s.bboxes, target)
+    if not self.reg_decoded_bbox: # a negative may be without area, so that its deltas are not even numbers
+        target = torch.zeros_like(target); target[:, :k] = torch.where(pos[..., None], self.bbox_coder.encode(own, s.matched(s.gt_bboxes)), 0)
     box_weight = torch.zeros_like(target); box_weight[:, :k] = pos[..., None].to(target)
     return s.flat(labels), s.flat(weight), s.flat(target), s.flat(box_weight)
 

@@ -60,11 +60,12 @@ def per_stage(cfg,         # one config, or a list of one a stage
     if len(cfg) != num_stages: raise ValueError(f'{name} has {len(cfg)} entries for {num_stages} stages (num_stages)')
     return list(cfg)
 
-# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #74d30be4
+# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #2fee4597
 @HEADS.register_module()
 class CascadeRoIHead(BaseRoIHead):
     "Several rounds of sampling, pooling and refining (Cascade R-CNN, arXiv:1712.00726)"
-    interleaved = False # masks of a stage on its refined boxes? (Hybrid Task Cascade)
+    interleaved = False     # masks of a stage on its refined boxes? (Hybrid Task Cascade)
+    masks_each_stage = True # or once, behind the last one? (SCNet)
 
     def __init__(self,
                  num_stages,         # rounds
@@ -120,7 +121,7 @@ def _bbox_forward_train(self, stage, x, sampling_results, gt_bboxes, gt_labels, 
 CascadeRoIHead.bbox_features = _bbox_features
 for f in (_bbox_forward, _bbox_forward_train): setattr(CascadeRoIHead, f.__name__, f)
 
-# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #5b826b2b
+# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #a569a592
 def _refined(self, stage, results, sampling_results, img_metas):
     "Proposals for the next stage"
     head, labels = self.bbox_head[stage], results['bbox_targets'][0]
@@ -129,9 +130,9 @@ def _refined(self, stage, results, sampling_results, img_metas):
         own = positive_rows(sampling_results) & sampling_results.flat(sampling_results.is_gt).bool()
         return head.refine_bboxes(results['rois'], labels, results['bbox_pred'], own, img_metas)
 
-def _forward_train(self, x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_bboxes_ignore=None, gt_masks=None, **kwargs):
-    "Losses of a batch, by stage"
-    losses = {}
+def _train_stages(self, x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_bboxes_ignore=None, gt_masks=None):
+    "Losses of a batch, by stage; and of the last stage what was drawn and what came out"
+    losses, masks = {}, self.with_mask and self.masks_each_stage
     for i, (weight, cfg) in enumerate(zip(self.stage_loss_weights, per_stage(self.train_cfg, self.num_stages, 'train_cfg.rcnn'))):
         self.current_stage = i
         sample = partial(sample_proposals, self.bbox_assigner[i], self.bbox_sampler[i], gt_bboxes=gt_bboxes, gt_labels=gt_labels,
@@ -140,12 +141,16 @@ def _forward_train(self, x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_b
         results = self._bbox_forward_train(i, x, sampled, gt_bboxes, gt_labels, cfg)
         own = dict(results['loss_bbox'])
         if self.interleaved or i < self.num_stages - 1: proposal_list = self._refined(i, results, sampled, img_metas)
-        if self.with_mask and self.interleaved: sampled = sample(proposal_list)
-        if self.with_mask: own.update(self._mask_forward_train(i, x, sampled, gt_masks, cfg, results['bbox_feats'])['loss_mask'])
+        if masks and self.interleaved: sampled = sample(proposal_list)
+        if masks: own.update(self._mask_forward_train(i, x, sampled, gt_masks, cfg, results['bbox_feats'])['loss_mask'])
         losses.update({f's{i}.{name}': value * weight if 'loss' in name else value for name, value in own.items()})
-    return losses
+    return losses, sampled, results
 
-CascadeRoIHead._refined, CascadeRoIHead.forward_train = _refined, _forward_train
+def _forward_train(self, x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_bboxes_ignore=None, gt_masks=None, **kwargs):
+    "Losses of a batch, by stage"
+    return self.train_stages(x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_bboxes_ignore, gt_masks)[0]
+
+CascadeRoIHead._refined, CascadeRoIHead.train_stages, CascadeRoIHead.forward_train = _refined, _train_stages, _forward_train
 
 # %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #dca90005
 def _mask_features(self, stage, x, rois): return pooled(self.mask_roi_extractor, stage, x, rois)

@@ -48,7 +48,7 @@ class ConvFCBBoxHead(BBoxHead):
             raise ValueError('convolutions of a branch can not follow shared linear layers')
         if cls and not self.with_cls or reg and not self.with_reg: raise ValueError('layers for a branch that is switched off')
 
-# %% ../../../nbs/models/roi_heads/30_convfc_bbox_head.ipynb #d7534457
+# %% ../../../nbs/models/roi_heads/30_convfc_bbox_head.ipynb #4df99304
 def _add_conv_fc_branch(self, num_convs, num_fcs, channels, is_shared=False):
     "Convolutions, linear layers, and the channels that come out"
     convs, fcs = nn.ModuleList(), nn.ModuleList()
@@ -70,13 +70,15 @@ def _flat(self, x): return x.mean((-1, -2)) if self.with_avg_pool else x.flatten
 
 def _forward(self, x): # (n, C, h, w) -> (n, classes + 1), (n, 4 * classes)
     "Scores and deltas"
-    x = self._through(x, self.shared_convs, self.shared_fcs)
+    return self.branches(self._through(x, self.shared_convs, self.shared_fcs))
+
+def _branches(self, x): # what the shared layers gave -> scores, deltas
     cls, reg = self._through(x, self.cls_convs, self.cls_fcs), self._through(x, self.reg_convs, self.reg_fcs)
     cls, reg = (self._flat(b) if b.dim() > 2 else b for b in (cls, reg))
     return self.fc_cls(cls) if self.with_cls else None, self.fc_reg(reg) if self.with_reg else None
 
 for f in (_add_conv_fc_branch, _through, _flat): setattr(ConvFCBBoxHead, f.__name__, f)
-ConvFCBBoxHead.forward = _forward
+ConvFCBBoxHead.forward, ConvFCBBoxHead.branches = _forward, _branches
 
 # %% ../../../nbs/models/roi_heads/30_convfc_bbox_head.ipynb #a5f7a74b
 @HEADS.register_module()

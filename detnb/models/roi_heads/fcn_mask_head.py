@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['FCNMaskHead']
 
-# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #c6ef1ffd
+# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #2acf1281
 import numpy as np, torch
 from torch import nn, Tensor
 from ...layers.build import build_conv_layer, build_upsample_layer
-from ...layers.conv_module import ConvModule
-from ...layers.module import BaseModule, ModuleList
+from ...layers.conv_module import conv_stack
+from ...layers.module import BaseModule
 from ...ops.paste_masks import paste_masks
 from ..builder import HEADS, build_loss
 from ..targets.mask_targets import crop_masks, positives
 
-# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #3c193570
+# %% ../../../nbs/models/roi_heads/60_fcn_mask_head.ipynb #79c1a165
 @HEADS.register_module()
 class FCNMaskHead(BaseModule):
     "A small fully convolutional network on each region (Mask R-CNN, arXiv:1703.06870)"
+    stack = staticmethod(conv_stack) # what the convolutions in a row are made by
+
     def __init__(self,
                  num_convs=4,           # before the enlargement
                  roi_feat_size=14,      # cells of the features
@@ -35,10 +37,8 @@ class FCNMaskHead(BaseModule):
         self.roi_feat_size = (roi_feat_size,) * 2 if isinstance(roi_feat_size, int) else tuple(roi_feat_size)
         self.num_classes, self.class_agnostic, self.fp16_enabled = num_classes, class_agnostic, False
         self.conv_cfg, self.norm_cfg, self.predictor_cfg, self.loss_mask = conv_cfg, norm_cfg, predictor_cfg, build_loss(loss_mask)
-        widths = [in_channels] + [conv_out_channels] * num_convs
-        self.convs = ModuleList(ConvModule(a, b, conv_kernel_size, padding=(conv_kernel_size - 1) // 2, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-                                for a, b in zip(widths, widths[1:]))
-        self.upsample, last = self._enlargement(upsample_cfg, widths[-1])
+        self.convs = self.stack(num_convs, in_channels, conv_out_channels, conv_kernel_size, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self.upsample, last = self._enlargement(upsample_cfg, conv_out_channels if num_convs else in_channels)
         self.conv_logits = build_conv_layer(predictor_cfg, last, 1 if class_agnostic else num_classes, 1)
         self.relu = nn.ReLU(inplace=True)
 

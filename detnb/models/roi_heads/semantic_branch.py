@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['FusedSemanticHead', 'fitted', 'SemanticBranch']
 
-# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #82e9cead
+# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #a41f7ecc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ...layers.conv_module import ConvModule
+from ...layers.conv_module import ConvModule, conv_stack
 from ...layers.module import BaseModule, ModuleList
 from ..builder import HEADS, build_head, build_loss, build_roi_extractor
 
-# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #c5927c2a
+# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #3b5d2179
 @HEADS.register_module()
 class FusedSemanticHead(BaseModule):
     "Classes of all places, from all levels of a pyramid (Hybrid Task Cascade, arXiv:1901.07518)"
+    stack = staticmethod(conv_stack) # what the convolutions in a row are made by
+
     def __init__(self,
                  num_ins,                 # levels of the pyramid
                  fusion_level,            # which of them gives the size
@@ -32,16 +34,13 @@ class FusedSemanticHead(BaseModule):
         self.num_ins, self.fusion_level, self.seg_scale_factor, self.num_convs = num_ins, fusion_level, seg_scale_factor, num_convs
         self.in_channels, self.conv_out_channels, self.num_classes = in_channels, conv_out_channels, num_classes
         self.conv_cfg, self.norm_cfg, self.fp16_enabled = conv_cfg, norm_cfg, False
-        layer = lambda a, b, size: ConvModule(a, b, size, padding=size // 2, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-        self.lateral_convs = ModuleList(layer(in_channels, in_channels, 1) for _ in range(num_ins))
-        self.convs = self.build_convs(layer)
-        self.conv_embedding = layer(conv_out_channels, conv_out_channels, 1)
+        kind = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self.lateral_convs = ModuleList(ConvModule(in_channels, in_channels, 1, **kind) for _ in range(num_ins))
+        self.convs = self.stack(num_convs, in_channels, conv_out_channels, **kind)
+        self.conv_embedding = ConvModule(conv_out_channels, conv_out_channels, 1, **kind)
         self.conv_logits = nn.Conv2d(conv_out_channels, num_classes, 1)
         old = dict(ignore_index=ignore_label, loss_weight=loss_weight)
         self.criterion = build_loss(dict(loss_seg, **{k: v for k, v in old.items() if v is not None}))
-
-    def build_convs(self, layer): # `layer(channels in, out, kernel size)` makes one
-        return ModuleList(layer(self.conv_out_channels if i else self.in_channels, self.conv_out_channels, 3) for i in range(self.num_convs))
 
 # %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #a2113d45
 def _forward(self, feats): # maps (B, C, H, W), one a level -> logits (B, classes, h, w), features (B, C, h, w)
