@@ -17,7 +17,6 @@ FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn casca
 PENDING = set('''
     FCOS FCOSHead
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
-    YOLOV3 YOLOV3Head YOLOBBoxCoder YOLOAnchorGenerator GridAssigner
     LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator
 '''.split())
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead',
-           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead', 'YOLOXHead']
+           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead', 'YOLOXHead', 'YOLOV3Head']
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #5e68432e
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #476bb582
 from .base_dense_head import BaseDenseHead
 from .anchor_head import AnchorHead
 from .rpn_head import RPNHead
@@ -15,7 +15,8 @@ from .ssd_head import SSDHead
 from .ascend import AscendAnchorHead, AscendRetinaHead, AscendSSDHead
 from .pisa_heads import PISARetinaHead, PISASSDHead
 from .yolox_head import YOLOXHead
+from .yolo_head import YOLOV3Head
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #116d976f
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #16bf3fbf
 _all_ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead', 'AscendSSDHead',
-    'PISARetinaHead', 'PISASSDHead', 'YOLOXHead']
+    'PISARetinaHead', 'PISASSDHead', 'YOLOXHead', 'YOLOV3Head']

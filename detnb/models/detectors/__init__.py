@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'PanopticFPN',
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'PanopticFPN',
            'TwoStagePanopticSegmentor']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #987db031
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #ca3fca20
 from .base import BaseDetector, normalize_batch
 from .panoptic_fpn import PanopticFPN, TwoStagePanopticSegmentor
 from .single_stage import RetinaNet, SingleStageDetector
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, HybridTaskCascade, MaskRCNN, SCNet, TwoStageDetector
 from .rpn import RPN
 from .yolox import YOLOX
+from .yolo import YOLOV3
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #a88ace4b
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #aaca5aef
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'PanopticFPN', 'TwoStagePanopticSegmentor']
+    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'PanopticFPN', 'TwoStagePanopticSegmentor']

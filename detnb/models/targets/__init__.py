@@ -12,9 +12,9 @@ __all__ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS'
            'mask_target', 'multi_apply', 'unmap', 'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps',
            'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat', 'transpose_and_gather_feat', 'ScoreHLRSampler',
            'MlvlPointGenerator', 'SimOTAAssigner', 'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder',
-           'LegacySSDAnchorGenerator']
+           'LegacySSDAnchorGenerator', 'YOLOAnchorGenerator', 'YOLOBBoxCoder', 'GridAssigner', 'DistancePointBBoxCoder']
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #23e9b1a1
+# %% ../../../nbs/models/targets/00_targets.ipynb #1cdd2352
 from .builder import (ANCHOR_GENERATORS, BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS, IOU_CALCULATORS, PRIOR_GENERATORS,
     build_anchor_generator, build_assigner, build_bbox_coder, build_iou_calculator, build_prior_generator, build_sampler)
 from .anchors import AnchorGenerator
@@ -31,9 +31,12 @@ from .per_image import anchor_inside_flags, images_to_levels, multi_apply, unmap
 from .score_hlr_sampler import ScoreHLRSampler
 from .points import MlvlPointGenerator
 from .sim_ota import SimOTAAssigner
+from .yolo_anchors import YOLOAnchorGenerator, YOLOBBoxCoder
+from .grid_assigner import GridAssigner
+from .distance_coder import DistancePointBBoxCoder
 from .legacy import LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder, LegacySSDAnchorGenerator
 
-# %% ../../../nbs/models/targets/00_targets.ipynb #3beeb831
+# %% ../../../nbs/models/targets/00_targets.ipynb #4b204a33
 _all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 'IOU_CALCULATORS', 'PRIOR_GENERATORS',
          'build_anchor_generator',
     'build_assigner', 'build_bbox_coder', 'build_iou_calculator', 'build_prior_generator', 'build_sampler', 'AnchorGenerator',
@@ -45,4 +48,5 @@ _all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 
     'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps', 'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat',
     'transpose_and_gather_feat',
     'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner',
-    'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder', 'LegacySSDAnchorGenerator']
+    'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder', 'LegacySSDAnchorGenerator',
+    'YOLOAnchorGenerator', 'YOLOBBoxCoder', 'GridAssigner', 'DistancePointBBoxCoder']
