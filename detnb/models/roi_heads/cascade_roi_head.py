@@ -152,7 +152,7 @@ def _forward_train(self, x, img_metas, proposal_list, gt_bboxes, gt_labels, gt_b
 
 CascadeRoIHead._refined, CascadeRoIHead.train_stages, CascadeRoIHead.forward_train = _refined, _train_stages, _forward_train
 
-# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #dca90005
+# %% ../../../nbs/models/roi_heads/70_cascade_roi_head.ipynb #3abf020e
 def _mask_features(self, stage, x, rois): return pooled(self.mask_roi_extractor, stage, x, rois)
 
 def _mask_forward(self, stage, x, rois=None, pos_inds=None, bbox_feats=None):
@@ -161,7 +161,8 @@ def _mask_forward(self, stage, x, rois=None, pos_inds=None, bbox_feats=None):
 
 def _mask_forward_train(self, stage, x, sampling_results, gt_masks, rcnn_train_cfg, bbox_feats=None):
     rois, _, labels = positives(sampling_results)
-    if self.share_roi_extractor: results = self._mask_forward(stage, x, pos_inds=positive_rows(sampling_results), bbox_feats=bbox_feats)
+    if self.share_roi_extractor and not self.interleaved: # the boxes' own regions
+        results = self._mask_forward(stage, x, pos_inds=positive_rows(sampling_results), bbox_feats=bbox_feats)
     else: results = self._mask_forward(stage, x, rois)
     head = self.mask_head[stage]; targets = head.get_targets(sampling_results, gt_masks, rcnn_train_cfg)
     return dict(results, loss_mask=head.loss(results['mask_pred'], targets, labels), mask_targets=targets)

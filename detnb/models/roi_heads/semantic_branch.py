@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FusedSemanticHead', 'fitted', 'SemanticBranch']
 
-# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #a41f7ecc
+# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #8e743d4a
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ...foundation.errors import add_note
 from ...layers.conv_module import ConvModule, conv_stack
 from ...layers.module import BaseModule, ModuleList
 from ..builder import HEADS, build_head, build_loss, build_roi_extractor
@@ -42,7 +43,7 @@ class FusedSemanticHead(BaseModule):
         old = dict(ignore_index=ignore_label, loss_weight=loss_weight)
         self.criterion = build_loss(dict(loss_seg, **{k: v for k, v in old.items() if v is not None}))
 
-# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #a2113d45
+# %% ../../../nbs/models/roi_heads/72_semantic_branch.ipynb #37b01bd3
 def _forward(self, feats): # maps (B, C, H, W), one a level -> logits (B, classes, h, w), features (B, C, h, w)
     if len(feats) < self.num_ins: raise ValueError(f'semantic_head.num_ins {self.num_ins}: the neck gives {len(feats)} maps')
     size = feats[self.fusion_level].shape[-2:]
@@ -60,7 +61,11 @@ def _loss(self,
     if mask_pred.shape[-2:] != labels.shape[-2:]:
         raise ValueError(f'gt_semantic_seg is {tuple(labels.shape[-2:])}, the maps of fusion_level {self.fusion_level} are '
                          f'{tuple(mask_pred.shape[-2:])}: SegRescale in the training pipeline has to bring the one to the size of the other')
-    return self.criterion(mask_pred.float(), labels.squeeze(1).long())
+    try: return self.criterion(mask_pred.float(), labels.squeeze(1).long())
+    except IndexError as e:
+        add_note(e, f'gt_semantic_seg has class {int(labels.max())}; semantic_head.num_classes is {self.num_classes}, and what shall not count '
+                    f'is {getattr(self.criterion, "ignore_index", None)} (loss_seg.ignore_index)')
+        raise
 
 FusedSemanticHead.forward, FusedSemanticHead.loss = _forward, _loss
 
