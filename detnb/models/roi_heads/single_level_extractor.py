@@ -49,7 +49,7 @@ class SingleRoIExtractor(BaseModule):
         centre, half = (rois[:, 1:3] + rois[:, 3:]) * .5, (rois[:, 3:] - rois[:, 1:3]) * .5 * scale_factor
         return torch.cat([rois[:, :1], centre - half, centre + half], 1)
 
-# %% ../../../nbs/models/roi_heads/10_single_level_extractor.ipynb #8fb8ed8f
+# %% ../../../nbs/models/roi_heads/10_single_level_extractor.ipynb #70b0ce8d
 def _forward(self,
              feats,                # feature maps (B, C, H, W), one a level
              rois:Tensor,          # (n, 5) image, x1, y1, x2, y2 in pixels
@@ -59,7 +59,7 @@ def _forward(self,
     feats = list(feats[:self.num_inputs])
     where = rois
     if roi_scale_factor is not None: rois = self.roi_rescale(rois, roi_scale_factor)
-    if len(feats) == 1: return self.roi_layers[0](feats[0], rois)
+    if len(feats) == 1 or rois.is_meta: return self.roi_layers[0](feats[0], rois) # on meta boxes have no size, and any level gives the shape
     levels = self.map_roi_levels(where, len(feats))
     order = levels.argsort(stable=True)
     counts = torch.bincount(levels, minlength=len(feats)).tolist()
