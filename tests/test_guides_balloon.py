@@ -82,7 +82,8 @@ def test_E3_train_and_test(party):
     (party/'balloon.py').write_text(CONFIG.format(root=party, load_from=None))
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parent.parent)}     # this checkout, installed or not
     def detnb(*args):
-        done = subprocess.run([sys.executable, '-m', 'detnb.cli.main', *map(str, args)], capture_output=True, text=True, cwd=party, env=env, timeout=300)
+        command = [sys.executable, '-m', 'detnb.cli.main', *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=party, env=env, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
     out = detnb('train', party/'balloon.py', '--work-dir', 'run', '--cfg-options', *SMALL)
