@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRunner', 'IterBasedRunner', 'build_runner',
-           'OPTIMIZERS', 'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'build_optimizer', 'OptimizerHook',
-           'GradientCumulativeOptimizerHook', 'Fp16OptimizerHook', 'GradientCumulativeFp16OptimizerHook',
-           'LrUpdaterHook', 'MomentumUpdaterHook', 'schedule_curve', 'IterTimerHook', 'LogBuffer', 'LoggerHook',
-           'TextLoggerHook', 'ProgressHook', 'CheckpointHook', 'find_latest_checkpoint', 'EvalHook', 'DistEvalHook',
-           'NumClassCheckHook', 'DistSamplerSeedHook', 'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError',
-           'set_random_seed', 'init_random_seed', 'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook',
-           'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
+           'OPTIMIZERS', 'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor',
+           'build_optimizer', 'OptimizerHook', 'GradientCumulativeOptimizerHook', 'Fp16OptimizerHook',
+           'GradientCumulativeFp16OptimizerHook', 'LrUpdaterHook', 'MomentumUpdaterHook', 'schedule_curve',
+           'IterTimerHook', 'LogBuffer', 'LoggerHook', 'TextLoggerHook', 'ProgressHook', 'CheckpointHook',
+           'find_latest_checkpoint', 'EvalHook', 'DistEvalHook', 'NumClassCheckHook', 'DistSamplerSeedHook',
+           'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
+           'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
+           'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
 
-# %% ../../nbs/training/00_training.ipynb #0d4c864f
+# %% ../../nbs/training/00_training.ipynb #e837caff
 from .checkpoints import CheckpointHook
 from .checks import DistSamplerSeedHook, NumClassCheckHook, SetEpochInfoHook
 from .device import to_device
 from .evaluation import DistEvalHook, EvalHook
 from .finite import CheckInvalidLossHook, InvalidLossError
 from .hooks import HOOKS, Hook, get_priority
+from .layer_decay import LearningRateDecayOptimizerConstructor
 from .logs import IterTimerHook, LogBuffer, LoggerHook, TextLoggerHook
 from .loops import EpochBasedRunner, IterBasedRunner, build_runner
 from .optimizer import OPTIMIZER_BUILDERS, OPTIMIZERS, DefaultOptimizerConstructor, build_optimizer
@@ -32,9 +34,10 @@ from .state import find_latest_checkpoint
 from .averaging import EMAHook, ExpMomentumEMAHook, LinearMomentumEMAHook
 from .mode_switch import SyncNormHook, SyncRandomSizeHook, YOLOXModeSwitchHook
 
-# %% ../../nbs/training/00_training.ipynb #94bc021a
+# %% ../../nbs/training/00_training.ipynb #e4a5b3ef
 _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRunner', 'IterBasedRunner', 'build_runner', 'OPTIMIZERS',
-         'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'build_optimizer', 'OptimizerHook', 'GradientCumulativeOptimizerHook',
+         'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor', 'build_optimizer', 'OptimizerHook',
+         'GradientCumulativeOptimizerHook',
          'Fp16OptimizerHook', 'GradientCumulativeFp16OptimizerHook',
          'LrUpdaterHook', 'MomentumUpdaterHook', 'schedule_curve', 'IterTimerHook', 'LogBuffer', 'LoggerHook',
          'TextLoggerHook', 'ProgressHook', 'CheckpointHook', 'find_latest_checkpoint', 'EvalHook', 'DistEvalHook', 'NumClassCheckHook',
