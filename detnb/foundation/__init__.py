@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/foundation/00_foundation.ipynb #87cc890e
+# %% ../../nbs/foundation/00_foundation.ipynb #8c4988af
 from importlib import import_module
 
 _rooms = dict(
@@ -17,7 +17,8 @@ _rooms = dict(
     resize='imresize imrescale rescale_size imflip impad impad_to_multiple imnormalize imdenormalize',
     video='VideoReader', logging='get_logger get_root_logger print_log', errors='add_note suggest',
     environment='is_notebook get_device data_root collect_env get_git_hash setup_multi_processes',
-    distributed='get_dist_info init_dist master_only reduce_mean is_module_wrapper unwrap')
+    distributed='get_dist_info init_dist master_only reduce_mean is_module_wrapper unwrap',
+    missing='MissingExtra PortInUse missing_file require')
 _home = {name: room for room, names in _rooms.items() for name in names.split()}
 
 def __getattr__(name):

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['get_dist_info', 'master_only', 'barrier', 'init_dist', 'reduce_mean', 'all_reduce_dict', 'broadcast', 'gather',
-           'is_module_wrapper', 'unwrap', 'free_port']
+           'any_process', 'is_module_wrapper', 'unwrap', 'free_port']
 
-# %% ../../nbs/foundation/80_distributed.ipynb #f478a5c0
-import functools, os, socket
+# %% ../../nbs/foundation/80_distributed.ipynb #65c98304
+import datetime, functools, os, socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .missing import PortInUse, port_in_use
 
 # %% ../../nbs/foundation/80_distributed.ipynb #01db1320
 def get_dist_info() -> tuple[int, int]:
@@ -32,22 +34,36 @@ def barrier() -> None:
     "Wait until all processes are here"
     if get_dist_info()[1] > 1: dist.barrier()
 
-# %% ../../nbs/foundation/80_distributed.ipynb #669231ec
+# %% ../../nbs/foundation/80_distributed.ipynb #ad180be8
 def init_dist(launcher: str,              # 'pytorch' (torchrun) or 'slurm' or 'mpi'
               backend: str | None = None, # 'nccl' where there are GPUs, else 'gloo'
-              **kw):                      # `port` for Slurm; others go to init_process_group
+              port: int | None = None,    # where to meet, for Slurm and MPI; torchrun has its own option
+              timeout: float | None = None, # seconds to wait for the others before giving up
+              **kw):                      # others go to init_process_group
     "Join the other processes"
     if launcher not in _launchers: raise ValueError(f'launcher must be one of {", ".join(_launchers)}, not {launcher!r}')
-    _launchers[launcher](kw)
-    if 'RANK' not in os.environ: raise RuntimeError(f'launcher={launcher!r}, but the environment has no RANK; was this started by torchrun or srun?')
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % torch.cuda.device_count())
-    dist.init_process_group(backend or ('nccl' if torch.cuda.is_available() else 'gloo'), **kw)
+    _launchers[launcher](os.environ, port)
+    gpus = torch.cuda.device_count()
+    if gpus: torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % gpus)
+    if backend == 'nccl' and not gpus: backend = None         # what default_runtime.py says, on a machine without GPUs
+    if timeout is not None: kw['timeout'] = datetime.timedelta(seconds=timeout)
+    try: dist.init_process_group(backend or ('nccl' if gpus else 'gloo'), **kw)
+    except (RuntimeError, OSError) as e:
+        if 'EADDRINUSE' not in str(e) and 'address already in use' not in str(e).lower(): raise
+        raise port_in_use(os.environ.get('MASTER_PORT', 0), os.environ.get('MASTER_ADDR', 'this machine')) from e
 
-def _slurm(kw):
-    env = os.environ
-    if 'SLURM_PROCID' not in env: raise RuntimeError("launcher='slurm', but there is no SLURM_PROCID in the environment; was this started by srun?")
+def _torchrun(env, port):
+    _needs(env, 'pytorch', 'RANK', 'torchrun')
+    env.setdefault('LOCAL_RANK', env['RANK'])
+
+# %% ../../nbs/foundation/80_distributed.ipynb #515b98f9
+def _needs(env, launcher, name, starter):
+    if name not in env: raise RuntimeError(f'launcher={launcher!r}, but there is no {name} in the environment; was this started by {starter}?')
+
+def _slurm(env, port):
+    _needs(env, 'slurm', 'SLURM_PROCID', 'srun')
     env.update(RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'], LOCAL_RANK=env.get('SLURM_LOCALID', '0'))
-    env.setdefault('MASTER_PORT', str(kw.pop('port', 29500)))
+    env['MASTER_PORT'] = str(port or env.get('MASTER_PORT', 29500))
     env.setdefault('MASTER_ADDR', _first_host(env['SLURM_NODELIST']))
 
 def _first_host(nodes: str) -> str:
@@ -55,15 +71,18 @@ def _first_host(nodes: str) -> str:
     head, bracket, rest = nodes.partition('[')
     return head + rest.replace(']', ',').replace('-', ',').split(',')[0] if bracket and ',' not in head else nodes.split(',')[0]
 
-def _mpi(kw):
-    env = os.environ
-    env.update(RANK=env['OMPI_COMM_WORLD_RANK'], WORLD_SIZE=env['OMPI_COMM_WORLD_SIZE'], LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'])
-    env.setdefault('MASTER_PORT', '29500')
+def _mpi(env, port):
+    _needs(env, 'mpi', 'OMPI_COMM_WORLD_RANK', 'mpirun (Open MPI)')
+    world, here = env['OMPI_COMM_WORLD_SIZE'], env.get('OMPI_COMM_WORLD_LOCAL_SIZE')
+    if 'MASTER_ADDR' not in env and here != world:
+        raise RuntimeError('mpirun on several machines: say where process 0 is, with -x MASTER_ADDR=<its host>')
+    env.update(RANK=env['OMPI_COMM_WORLD_RANK'], WORLD_SIZE=world, LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'])
+    env['MASTER_PORT'] = str(port or env.get('MASTER_PORT', 29500))
     env.setdefault('MASTER_ADDR', '127.0.0.1')
 
-_launchers = dict(pytorch=lambda kw: kw.pop('port', None), slurm=_slurm, mpi=_mpi)
+_launchers = dict(pytorch=_torchrun, slurm=_slurm, mpi=_mpi)
 
-# %% ../../nbs/foundation/80_distributed.ipynb #a45899ec
+# %% ../../nbs/foundation/80_distributed.ipynb #816e6667
 def reduce_mean(x: Tensor) -> Tensor:
     "The mean of `x` over all processes"
     world = get_dist_info()[1]
@@ -82,6 +101,7 @@ def all_reduce_dict(values: dict[str, Tensor], op: str = 'mean') -> dict[str, Te
     parts = flat.split([v.numel() for v in values.values()])
     return {k: p.view_as(v).to(v.dtype) for (k, v), p in zip(values.items(), parts)}
 
+# %% ../../nbs/foundation/80_distributed.ipynb #8309108d
 def broadcast(obj: Any, src: int = 0) -> Any:
     "What rank `src` has, in all processes"
     if get_dist_info()[1] == 1: return obj
@@ -89,13 +109,23 @@ def broadcast(obj: Any, src: int = 0) -> Any:
     dist.broadcast_object_list(box, src=src)
     return box[0]
 
-def gather(obj: Any) -> list[Any]:
-    "What each process has, in the order of their ranks, in all processes"
-    world = get_dist_info()[1]
+def gather(obj: Any,
+           dst: int | None = None, # only this process gets them, the others None
+          ) -> list[Any] | None:
+    "What each process has, in the order of their ranks, in all processes or in one"
+    rank, world = get_dist_info()
     if world == 1: return [obj]
-    boxes = [None] * world
-    dist.all_gather_object(boxes, obj)
+    boxes = [None] * world if dst in (None, rank) else None
+    if dst is None: dist.all_gather_object(boxes, obj)
+    else: dist.gather_object(obj, boxes, dst=dst)
     return boxes
+
+def any_process(flag: bool) -> bool:
+    "Whether it is so in one process at least"
+    if get_dist_info()[1] == 1: return bool(flag)
+    x = torch.tensor(float(flag), device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return bool(x.item())
 
 # %% ../../nbs/foundation/80_distributed.ipynb #3e9cdada
 def is_module_wrapper(module: Any) -> bool:
