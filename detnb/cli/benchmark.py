@@ -10,11 +10,12 @@ import argparse
 
 from .main import make_parser
 
-# %% ../../nbs/cli/50_benchmark.ipynb #f1ab0045
+# %% ../../nbs/cli/50_benchmark.ipynb #5eebc302
 def parser() -> argparse.ArgumentParser:
     "Options of `detnb benchmark`"
-    p = make_parser('benchmark', 'Faster R-CNN R50-FPN here and in torchvision, in turns: medians of inference and of one training step.',
-                    'examples:\n  detnb benchmark\n  detnb benchmark --device cuda --batch 8 --amp float16 --what inference')
+    p = make_parser('benchmark', 'Faster or Mask R-CNN R50-FPN here and in torchvision, in turns: medians of inference and of one training step.',
+                    'examples:\n  detnb benchmark --model mask_rcnn\n  detnb benchmark --device cuda --batch 8 --amp float16 --what inference')
+    p.add_argument('--model', choices=['faster_rcnn', 'mask_rcnn'], default='faster_rcnn', help='which network, R50-FPN')
     p.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'), help='of the pictures, multiples of 32')
     p.add_argument('--batch', type=int, default=1, help='pictures at once')
     p.add_argument('--repeats', type=int, default=5, help='counted runs of each')
