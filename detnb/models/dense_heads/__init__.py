@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead',
-           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead', 'YOLOXHead', 'YOLOV3Head']
+           'AscendSSDHead', 'PISARetinaHead', 'PISASSDHead', 'CornerHead', 'CentripetalHead', 'YOLOXHead', 'YOLOV3Head',
+           'AnchorFreeHead', 'FCOSHead']
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #476bb582
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #6d902b18
 from .base_dense_head import BaseDenseHead
 from .anchor_head import AnchorHead
 from .rpn_head import RPNHead
 from .retina_head import RetinaHead
 from .ssd_head import SSDHead
+from .corner_head import CornerHead
+from .centripetal_head import CentripetalHead
 from .ascend import AscendAnchorHead, AscendRetinaHead, AscendSSDHead
 from .pisa_heads import PISARetinaHead, PISASSDHead
 from .yolox_head import YOLOXHead
 from .yolo_head import YOLOV3Head
+from .anchor_free_head import AnchorFreeHead
+from .fcos_head import FCOSHead
 
-# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #16bf3fbf
+# %% ../../../nbs/models/dense_heads/00_dense_heads.ipynb #6c09b5b4
 _all_ = ['BaseDenseHead', 'AnchorHead', 'RPNHead', 'RetinaHead', 'SSDHead', 'AscendAnchorHead', 'AscendRetinaHead', 'AscendSSDHead',
-    'PISARetinaHead', 'PISASSDHead', 'YOLOXHead', 'YOLOV3Head']
+    'PISARetinaHead', 'PISASSDHead', 'CornerHead', 'CentripetalHead', 'YOLOXHead', 'YOLOV3Head', 'AnchorFreeHead', 'FCOSHead']
