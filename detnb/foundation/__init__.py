@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/foundation/00_foundation.ipynb #8c4988af
+# %% ../../nbs/foundation/00_foundation.ipynb #49bb9999
 from importlib import import_module
 
 _rooms = dict(
@@ -15,7 +15,7 @@ _rooms = dict(
     checkpoint='load_checkpoint save_checkpoint read_checkpoint load_state_dict weights_to_cpu get_state_dict CheckpointError CheckpointNotFound',
     images='imread imfrombytes imwrite bgr2rgb rgb2bgr bgr2gray',
     resize='imresize imrescale rescale_size imflip impad impad_to_multiple imnormalize imdenormalize',
-    video='VideoReader', logging='get_logger get_root_logger print_log', errors='add_note suggest',
+    video='VideoReader', video_stream='VideoWriter read_stream', logging='get_logger get_root_logger print_log', errors='add_note suggest',
     environment='is_notebook get_device data_root collect_env get_git_hash setup_multi_processes',
     distributed='get_dist_info init_dist master_only reduce_mean is_module_wrapper unwrap',
     missing='MissingExtra PortInUse missing_file require')
