@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'PanopticFPN',
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'PanopticFPN',
            'TwoStagePanopticSegmentor']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #ca3fca20
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #5e98a459
 from .base import BaseDetector, normalize_batch
 from .panoptic_fpn import PanopticFPN, TwoStagePanopticSegmentor
 from .single_stage import RetinaNet, SingleStageDetector
@@ -15,7 +15,8 @@ from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, HybridTaskCascade, Mas
 from .rpn import RPN
 from .yolox import YOLOX
 from .yolo import YOLOV3
+from .fcos import FCOS
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #aaca5aef
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #8b6f2f9b
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'PanopticFPN', 'TwoStagePanopticSegmentor']
+    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'PanopticFPN', 'TwoStagePanopticSegmentor']
