@@ -17,7 +17,6 @@ FAMILIES = '''faster_rcnn rpn fast_rcnn retinanet ssd pascal_voc mask_rcnn casca
 PENDING = set('''
    
     CornerNet CornerHead CentripetalHead HourglassNet GaussianFocalLoss AssociativeEmbeddingLoss
-    LegacyDeltaXYWHBBoxCoder LegacyAnchorGenerator LegacySSDAnchorGenerator
 '''.split())
 
 
