@@ -22,7 +22,7 @@ from ..evaluation.recall import eval_recalls
 from ..evaluation.tables import fold, text_table
 from ..foundation.logging import print_log
 
-# %% ../../nbs/datasets/12_coco.ipynb #a72a3d20
+# %% ../../nbs/datasets/12_coco.ipynb #b8f23b04
 @DATASETS.register_module()
 class CocoDataset(CustomDataset):
     "Images and instances from a COCO JSON file"
@@ -41,7 +41,7 @@ class CocoDataset(CustomDataset):
         self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
         self.annotations, self._present, notes = pack_coco(data, self.cat_ids, f'{ann_file}')
         self.notes += notes
-        if 'annotations' in data: warn_unused(self.CLASSES, self.annotations.counts(len(self.CLASSES))[0], f'{ann_file}')
+        if data.get('annotations'): warn_unused(self.CLASSES, self.annotations.counts(len(self.CLASSES))[0], f'{ann_file}')
         self.img_ids = [img['id'] for img in data['images']]
         self._rows = Rows(self.img_ids)
         return [dict(img, filename=name) for img, name in zip(data['images'], column(data['images'], 'file_name', f'{ann_file}'))]
