@@ -5,16 +5,20 @@
 # %% auto #0
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector',
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
-           'show_anchors', 'show_assignment', 'show_proposals', 'show_nms']
+           'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
+           'detect_video']
 
-# %% ../../nbs/apis/00_apis.ipynb #765e4fe0
-from .inference import async_inference_detector, inference_detector, init_detector, show_result_pyplot
+# %% ../../nbs/apis/00_apis.ipynb #e1fb440c
+from .asynchronous import async_inference_detector
+from .inference import inference_detector, init_detector, show_result_pyplot
 from .inside import show_anchors, show_assignment, show_nms, show_proposals
 from .test import multi_gpu_test, single_gpu_test
 from .train import train_detector
+from .video import detect_frames, detect_stream, detect_video
 from ..foundation.logging import get_root_logger
 from ..training.seeds import init_random_seed, set_random_seed
 
-# %% ../../nbs/apis/00_apis.ipynb #a8094424
+# %% ../../nbs/apis/00_apis.ipynb #ff75e4fe
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'single_gpu_test',
-         'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms']
+         'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
+         'detect_frames', 'detect_stream', 'detect_video']

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['pick_inference_device', 'prepare_model', 'class_names', 'init_detector', 'test_pipeline', 'load_sample',
-           'prepare_batch', 'inference_detector', 'async_inference_detector', 'show_result_pyplot']
+           'prepare_batch', 'inference_detector', 'show_result_pyplot']
 
-# %% ../../nbs/apis/30_inference.ipynb #058b9075
-import asyncio, copy, os, warnings
+# %% ../../nbs/apis/30_inference.ipynb #e0dca007
+import copy, os, warnings
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,6 @@ def inference_detector(model: nn.Module,       # from init_detector, or any dete
             add_note(e, f'while detecting in {paths or f"pictures {k} to {min(k + batch_size, len(imgs)) - 1}"}')
             raise
     return results if many else results[0]
-
-# %% ../../nbs/apis/30_inference.ipynb #eb606366
-async def async_inference_detector(model: nn.Module, imgs: Any, batch_size: int = 8):
-    "As inference_detector, in a thread beside the event loop"
-    return await asyncio.get_running_loop().run_in_executor(None, inference_detector, model, imgs, batch_size)
 
 # %% ../../nbs/apis/30_inference.ipynb #721d1a00
 def show_result_pyplot(model: nn.Module,
