@@ -95,21 +95,26 @@ def mark(det_results, annotations, iou_thr, ranges, tpfp_fn=None, legacy=False, 
     inside = [~ignore if low is None else ~ignore & (gt_area >= low) & (gt_area < high) for low, high in ranges]
     return dets[:, 4], label, np.stack(tp), np.stack(fp), np.stack([np.bincount(gt_label[i], minlength=C) for i in inside], 1)
 
-# %% ../../nbs/evaluation/40_mean_ap.ipynb #7032fc2f
+# %% ../../nbs/evaluation/40_mean_ap.ipynb #2e8e3920
 def eval_map(det_results: list,    # [image][class] (n, 5) xyxy and score
              annotations: list,    # an image a dict: bboxes, labels and perhaps bboxes_ignore, labels_ignore
              scale_ranges=None,    # [(least, greatest side)] pixels; None: all sizes
              iou_thr: float = .5,  # least overlap
-             ioa_thr=None, dataset=None, # unused; class names, or a dataset's name ('voc07' takes 11 points)
+             ioa_thr=None,         # least share of a detection inside a box of a group (`use_group_of`)
+             dataset=None,         # class names, or a dataset's name ('voc07' takes 11 points)
              logger=None,          # a logger, None to print, or 'silent'
              tpfp_fn=None,         # another rule than `tpfp_default`, of its signature
              nproc=None,           # unused: one pass over flat arrays needs no processes
              use_legacy_coordinate: bool = False, # count pixels as VOC does
+             use_group_of: bool = False, # boxes around groups, as in Open Images; told by `gt_is_group_ofs`
             ) -> tuple:            # mean AP (a number, or a list: a range each), [dict of num_gts, num_dets, recall, precision, ap a class]
     "Mean average precision as VOC defines it"
     if len(det_results) != len(annotations): raise ValueError(f'results of {len(det_results)} images, but annotations of {len(annotations)}')
     ranges = [(None, None)] if scale_ranges is None else [(a ** 2, b ** 2) for a, b in scale_ranges]
-    scores, label, tp, fp, num_gts = mark(det_results, annotations, iou_thr, ranges, tpfp_fn, use_legacy_coordinate)
+    if use_group_of:
+        from detnb.evaluation.open_images import mark_groups
+        scores, label, tp, fp, num_gts = mark_groups(det_results, annotations, iou_thr, ioa_thr, ranges, use_legacy_coordinate)
+    else: scores, label, tp, fp, num_gts = mark(det_results, annotations, iou_thr, ranges, tpfp_fn, use_legacy_coordinate)
     eps, first = np.finfo(np.float32).eps, (lambda a: a) if scale_ranges is not None else (lambda a: a[0])
     results = []
     for c, n in enumerate(num_gts):

@@ -44,16 +44,16 @@ def group_pairs(det_group: np.ndarray, # (N,) group of each detection
     before = np.cumsum(count) - count
     return det, np.arange(len(det)) - np.repeat(before - start, count), count
 
-# %% ../../nbs/evaluation/10_overlaps.ipynb #46ce1bc9
+# %% ../../nbs/evaluation/10_overlaps.ipynb #32667501
 def best_partner(dets: np.ndarray, det_group: np.ndarray, # (N, 4+) boxes and (N,) their groups
                  gts: np.ndarray, gt_group: np.ndarray,   # (G, 4) boxes and (G,) their groups, ascending
-                 use_legacy_coordinate: bool = False,
+                 use_legacy_coordinate: bool = False, mode: str = 'iou',
                 ) -> tuple:            # `overlap` (N,), 0 where the group has no true box; `partner` (N,), -1 there
     "For every detection the true box of its group that it overlaps most"
     det, gt, count = group_pairs(det_group, gt_group)
     overlap, partner = np.zeros(len(dets), np.float32), np.full(len(dets), -1)
     if not len(det): return overlap, partner
-    iou = paired_overlaps(dets[det], gts[gt], use_legacy_coordinate=use_legacy_coordinate)
+    iou = paired_overlaps(dets[det], gts[gt], mode, use_legacy_coordinate=use_legacy_coordinate)
     some = count > 0
     overlap[some] = np.maximum.reduceat(iou, (np.cumsum(count) - count)[some])
     best = np.flatnonzero(iou == overlap[det])
