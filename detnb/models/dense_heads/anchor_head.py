@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['AnchorHead', 'LevelFlags', 'matched']
 
-# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #994edf13
+# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #02fb8599
 import torch
 from torch import nn, Tensor
+from ...foundation.distributed import reduce_mean
 from ...structures.padding import stack_padded
 from ..builder import HEADS, build_loss
 from ..targets.builder import build_assigner, build_bbox_coder, build_prior_generator, build_sampler, overridden
@@ -151,7 +152,7 @@ def _get_targets(self, anchor_list, valid_flag_list, gt_bboxes_list, img_metas, 
 
 AnchorHead.get_targets = _get_targets
 
-# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #9323439d
+# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #89efb005
 def _loss_single(self, cls_score, bbox_pred, anchors, labels, label_weights, bbox_targets, bbox_weights, num_total_samples):
     "Losses of one level, from maps (B, A * C, H, W) and (B, A * 4, H, W)"
     scores, pred = rows(cls_score, self.cls_out_channels).flatten(0, 1), rows(bbox_pred, 4).flatten(0, 1)
@@ -178,14 +179,14 @@ def _loss(self,
     if self.sampling and not overridden(self, 'loss_sampled', 'loss_single', 'get_targets'):
         return self.loss_sampled(cls_scores, bbox_preds, self.assign_anchors(anchors, flags, gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels))
     *targets, num_pos, num_neg = self.get_targets(anchors, flags, gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels, self.cls_out_channels)
-    total = num_pos + num_neg if self.sampling else num_pos
+    total = reduce_mean((num_pos + num_neg if self.sampling else num_pos).float())
     by_level = [torch.stack(level) for level in zip(*anchors)] if self.reg_decoded_bbox else [None] * len(sizes)
     losses = [self.loss_single(*args, total) for args in zip(cls_scores, bbox_preds, by_level, *targets)]
     return dict(loss_cls=[l[0] for l in losses], loss_bbox=[l[1] for l in losses])
 
 AnchorHead.loss_single, AnchorHead.loss_rows, AnchorHead.loss = _loss_single, _loss_rows, _loss
 
-# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #ac3eb4e4
+# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #5af4f9ba
 def _loss_sampled(self, cls_scores, bbox_preds, assigned):
     "Losses of what was drawn, all levels together"
     priors, gts, labels, _, drawn = assigned
@@ -200,7 +201,7 @@ def _loss_sampled(self, cls_scores, bbox_preds, assigned):
     target = torch.where(pos[..., None], drawn.matched(gts), own)
     if self.reg_decoded_bbox: pred = self.bbox_coder.decode(own, pred)
     else: target = self.bbox_coder.encode(own, target)
-    total = sum(part.sum(1).clamp(min=1).sum() for part in (pos, drawn.neg))
+    total = reduce_mean(sum(part.sum(1).clamp(min=1).sum() for part in (pos, drawn.neg)).float())
     losses = self.loss_rows(scores.flatten(0, 1), pred.flatten(0, 1), classes.flatten(), weight.flatten(), target.flatten(0, 1),
                             pos[..., None].float().expand_as(target).flatten(0, 1), total)
     return dict(loss_cls=[losses[0]], loss_bbox=[losses[1]])

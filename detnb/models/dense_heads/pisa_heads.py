@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Prime', 'PISARetinaHead', 'PISASSDHead']
 
-# %% ../../../nbs/models/dense_heads/55_pisa_heads.ipynb #6cb334a7
+# %% ../../../nbs/models/dense_heads/55_pisa_heads.ipynb #1f769e23
 import torch
+from ...foundation.distributed import reduce_mean
 from ..builder import HEADS
 from .candidates import rows
 from .retina_head import RetinaHead
@@ -45,7 +46,7 @@ class Prime:
         else: inds = assigned.gt_inds
         return (inds + torch.arange(len(inds), device=inds.device)[:, None] * (inds.amax() + 1)).flatten()
 
-# %% ../../../nbs/models/dense_heads/55_pisa_heads.ipynb #f34093de
+# %% ../../../nbs/models/dense_heads/55_pisa_heads.ipynb #f1eb1384
 @HEADS.register_module()
 class PISARetinaHead(Prime, RetinaHead):
     "RetinaNet with prime sample attention (PISA, arXiv:1904.04821)"
@@ -55,7 +56,7 @@ class PISARetinaHead(Prime, RetinaHead):
         anchors, flags = self.get_anchors(sizes, img_metas, cls_scores[0].device)
         *targets, num_pos, num_neg, assigned = self.get_targets(anchors, flags, gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels, C,
                                                                 return_sampling_results=True)
-        total = num_pos + num_neg if self.sampling else num_pos
+        total = reduce_mean((num_pos + num_neg if self.sampling else num_pos).float())
         scores, deltas = (torch.cat([rows(m, n) for m in maps], 1).float() for maps, n in ((cls_scores, C), (bbox_preds, 4)))
         targets, extra = self.emphasize(scores, deltas, [torch.cat(t, 1) for t in targets], torch.cat(anchors[0]), assigned, num_pos,
                                         self.loss_cls, self.loss_bbox)

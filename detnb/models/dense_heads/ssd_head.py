@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SSDHead', 'hardest']
 
-# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #800d8390
+# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #e59a8e1e
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
+from ...foundation.distributed import reduce_mean
 from ...layers.conv_module import ConvModule, DepthwiseSeparableConvModule
 from ..builder import HEADS
 from ..losses.smooth_l1 import smooth_l1_loss
@@ -79,7 +80,7 @@ def hardest(loss:Tensor,   # (B, N)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return negative & (rank < count[:, None])
 
-# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #dc3a8759
+# %% ../../../nbs/models/dense_heads/50_ssd_head.ipynb #17ea663e
 def _loss(self, cls_scores, bbox_preds, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore=None):
     "Cross entropy with hard negatives, smooth L1 for boxes, an entry an image in each list"
     sizes, C = [c.shape[-2:] for c in cls_scores], self.cls_out_channels
@@ -92,9 +93,10 @@ def _loss(self, cls_scores, bbox_preds, gt_bboxes, gt_labels, img_metas, gt_bbox
     loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction='none').view_as(labels) * weights
     pos = (labels < self.num_classes) & (weights > 0); neg = (labels == self.num_classes) & (weights > 0)
     hard = hardest(loss, neg, (self.train_cfg['neg_pos_ratio'] * pos.sum(1)).long())
-    loss_cls = (loss * (pos | hard)).sum(1) / num_pos
+    total = reduce_mean(num_pos.float())
+    loss_cls = (loss * (pos | hard)).sum(1) / total
     if self.reg_decoded_bbox: deltas = self.bbox_coder.decode(torch.cat(anchors[0]).expand_as(deltas), deltas)
-    loss_bbox = smooth_l1_loss(deltas, box_targets, box_weights, beta=self.train_cfg['smoothl1_beta'], reduction='none').sum((1, 2)) / num_pos
+    loss_bbox = smooth_l1_loss(deltas, box_targets, box_weights, beta=self.train_cfg['smoothl1_beta'], reduction='none').sum((1, 2)) / total
     return dict(loss_cls=list(loss_cls.unbind()), loss_bbox=list(loss_bbox.unbind()), **extra)
 
 SSDHead.loss = _loss

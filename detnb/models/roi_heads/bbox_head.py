@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BBoxHead']
 
-# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #4e0775a9
+# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #e5b51a43
 import torch
 from torch import nn, Tensor
+from ...foundation.distributed import reduce_mean
 from ...layers.build import build_linear_layer
 from ...layers.module import BaseModule
 from ..builder import HEADS, build_loss
@@ -105,12 +106,13 @@ def _get_target_single(self, pos_bboxes, neg_bboxes, pos_gt_bboxes, pos_gt_label
 
 BBoxHead.get_targets, BBoxHead._get_target_single = _get_targets, _get_target_single
 
-# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #420ae576
+# %% ../../../nbs/models/roi_heads/20_bbox_head.ipynb #d6612c6d
 def _loss(self, cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights, reduction_override=None):
     "Losses and accuracy (%) for n regions"
-    losses = {}
+    losses, total, count = {}, (label_weights > 0).float().sum(), len(labels)
+    if reduction_override != 'none': total, count = reduce_mean(torch.stack([total, torch.full_like(total, count)]))
     if cls_score is not None and cls_score.numel():
-        total = (label_weights > 0).float().sum().clamp(min=1)
+        total = total.clamp(min=1)
         loss = self.loss_cls(cls_score.float(), labels, label_weights, avg_factor=total, reduction_override=reduction_override)
         losses.update(loss if isinstance(loss, dict) else dict(loss_cls=loss))
         if self.custom_accuracy: losses.update(self.loss_cls.get_accuracy(cls_score, labels))
@@ -122,7 +124,7 @@ def _loss(self, cls_score, bbox_pred, rois, labels, label_weights, bbox_targets,
         pred = self.of_class(bbox_pred, labels)
         if self.reg_decoded_bbox: pred = self.bbox_coder.decode(rois[:, 1:], pred)
         if reduction_override == 'none': pred, bbox_targets, bbox_weights = pred[pos], bbox_targets[pos], bbox_weights[pos]
-        losses['loss_bbox'] = self.loss_bbox(pred, bbox_targets, bbox_weights, avg_factor=len(labels), reduction_override=reduction_override)
+        losses['loss_bbox'] = self.loss_bbox(pred, bbox_targets, bbox_weights, avg_factor=count, reduction_override=reduction_override)
     return losses
 
 def _of_class(self, bbox_pred, labels): # (n, 4 * classes), (n,) -> (n, 4)
