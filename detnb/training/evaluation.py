@@ -46,10 +46,12 @@ def better_rule(key: str,                # the metric to judge by
         if any(n.lower() in key.lower() for n in names): return answer
     raise ValueError(f"is more or less {key!r} better? Say it with evaluation.rule='greater' or 'less'")
 
-# %% ../../nbs/training/45_evaluation.ipynb #4bc631c6
+# %% ../../nbs/training/45_evaluation.ipynb #80da4962
 @HOOKS.register_module()
 class EvalHook(Hook):
     "Evaluates on held-out data, logs the metrics, keeps the best weights"
+    metrics, results = None, None       # of the last evaluation: (after how many epochs or iterations, what was measured), detections
+    keep_results = False                # set by a hook that wants to look at the detections
     def __init__(self,
                  dataloader: DataLoader,                 # of a dataset with `evaluate(results, logger=, **kw)`
                  start: int | None = None,               # first epoch (or iteration); with 0, also before training
@@ -79,7 +81,7 @@ class EvalHook(Hook):
     def after_train_iter(self, runner):
         if not self.by_epoch and self.due(runner): self.evaluate_now(runner, runner.iter + 1)
 
-# %% ../../nbs/training/45_evaluation.ipynb #52ecff8e
+# %% ../../nbs/training/45_evaluation.ipynb #e63200ec
 def _evaluate_now(self, runner, current: int) -> dict:
     "Run the model over the loader and hand its results to the dataset"
     from detnb.training.logs import LoggerHook
@@ -95,6 +97,7 @@ def _evaluate_now(self, runner, current: int) -> dict:
     runner.model.train(was_training)
     runner.log_buffer.output.update({**metrics, 'eval_iter_num': len(self.dataloader)})
     runner.log_buffer.ready = True
+    self.metrics, self.results = (current, metrics), results if self.keep_results else None
     if get_dist_info()[0] == 0 and self.save_best: self.keep_best(runner, metrics, current)
     return metrics
 

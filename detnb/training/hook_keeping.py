@@ -11,19 +11,19 @@ from typing import Any
 from ..foundation.errors import add_note
 from .hooks import HOOKS, Hook, get_priority
 
-# %% ../../nbs/training/17_hook_keeping.ipynb #5dd1debc
+# %% ../../nbs/training/17_hook_keeping.ipynb #e2451710
 class KeepsHooks:
     "Holds hooks in the order of their priorities"
     epoch = iter = 0
 
-    def register_hook(self, hook: Hook | dict, priority: int | str = 'NORMAL') -> Hook:
+    def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> Hook:
         "Put a hook behind all that are as urgent or more"
         if isinstance(hook, dict):
             hook = dict(hook)
             priority = hook.pop('priority', priority)
             hook = HOOKS.build(hook)
         if not isinstance(hook, Hook): raise TypeError(f'a hook must be a detnb.training.hooks.Hook or a config of one, not {hook!r}')
-        hook.priority = get_priority(priority)
+        hook.priority = get_priority(hook.priority if priority is None else priority)
         at = next((i for i, h in enumerate(self.hooks) if h.priority > hook.priority), len(self.hooks))
         self.hooks.insert(at, hook)
         return hook

@@ -9,11 +9,14 @@ __all__ = ['HOOKS', 'PRIORITIES', 'Hook', 'get_priority']
 from ..foundation.errors import suggest
 from ..foundation.registry import Registry
 
-# %% ../../nbs/training/05_hooks.ipynb #065d9b86
+# %% ../../nbs/training/05_hooks.ipynb #faf25be3
 HOOKS = Registry('hook')
 
 class Hook:
     "Something that happens around training; override the places you need"
+    priority = 'NORMAL'      # where it stands if nobody says; see below
+    def run_state(self): "What a checkpoint should keep for this hook; None: nothing"
+    def load_run_state(self, state): "What the checkpoint kept"
     def before_resume(self, runner): "Before a checkpoint is read to go on from it"
     def before_run(self, runner): "Once, before anything"
     def after_run(self, runner): "Once, at the end"

@@ -178,7 +178,9 @@ def _register_training_hooks(self, lr_config, optimizer_config=None, checkpoint_
 
 IterBasedRunner.position, IterBasedRunner.register_training_hooks = _position, _register_training_hooks
 
-# %% ../../nbs/training/22_loops.ipynb #f993cf7e
+# %% ../../nbs/training/22_loops.ipynb #ee0c4940
+RUNNERS.register_module('Runner', module=EpochBasedRunner)
+
 def build_runner(cfg: dict, default_args: dict | None = None) -> BaseRunner:
     "The runner that a config's `runner` describes"
     if 'type' not in cfg: raise KeyError(f"runner needs a type, such as 'EpochBasedRunner'; it has {dict(cfg)}")

@@ -16,9 +16,10 @@ from ..foundation.distributed import unwrap
 from .seeds import random_state
 from .state import load_optimizer, pack, point_latest, write_checkpoint
 
-# %% ../../nbs/training/19_saving.ipynb #300b04d1
+# %% ../../nbs/training/19_saving.ipynb #d91eec64
 class SavesAndStops:
     "Writes checkpoints, goes on from them, and ends in between when asked to"
+    hooks = ()
     resumed_names = None     # names of the tensors in the checkpoint that the run went on from; None: it began anew
     def position(self) -> dict:
         "What is finished: epochs, iterations, and iterations of the epoch that is under way"
@@ -33,12 +34,14 @@ class SavesAndStops:
         more = dict(random_state=random_state())
         if at['inner_iter'] and self._epoch_dice: more['epoch_random_state'] = self._epoch_dice
         if hasattr(unwrap(self.model), 'run_state'): more['run_state'] = unwrap(self.model).run_state()
+        kept = {type(h).__name__: state for h in self.hooks if (state := h.run_state()) is not None}
+        if kept: more['hook_states'] = kept
         meta = {**self.meta, **(meta or {}), **at, 'time': time.asctime()}
         write_checkpoint(pack(self.model, self.optimizer if save_optimizer else None, meta, **more), path)
         if create_symlink: point_latest(path)
         return str(path)
 
-# %% ../../nbs/training/19_saving.ipynb #c1b727ad
+# %% ../../nbs/training/19_saving.ipynb #a0a5cfc7
 class _Resumes:
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False, **kw) -> dict:
         "Take the weights alone"
@@ -57,6 +60,8 @@ class _Resumes:
         if resume_optimizer and self.optimizer is not None and 'optimizer' in ckpt:
             load_optimizer(self.optimizer, ckpt['optimizer'], unwrap(self.model))
         if 'run_state' in ckpt and hasattr(unwrap(self.model), 'load_run_state'): unwrap(self.model).load_run_state(ckpt['run_state'])
+        for h in self.hooks:
+            if type(h).__name__ in ckpt.get('hook_states', {}): h.load_run_state(ckpt['hook_states'][type(h).__name__])
         self.resumed_names = set(ckpt.get('state_dict', ckpt))
         dice = ckpt.get('random_state')
         self._replay = (self.done_inner, ckpt.get('epoch_random_state'), dice) if self.done_inner else (0, dice, None)
