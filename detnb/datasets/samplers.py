@@ -67,26 +67,20 @@ class DistributedSampler(SharedSampler):
         order = torch.randperm(n, generator=self.generator()) if self.shuffle else torch.arange(n)
         return iter(np.resize(order.numpy(), self.total_size)[self.rank::self.num_replicas].tolist())
 
-# %% ../../nbs/datasets/30_samplers.ipynb #7ba4c31a
+# %% ../../nbs/datasets/30_samplers.ipynb #20e7cf7c
 class DistributedGroupSampler(SharedSampler):
     "Batches of one group each, shared between processes"
     def __init__(self, dataset, samples_per_gpu=1, num_replicas=None, rank=None, seed=0):
         super().__init__(dataset, num_replicas, rank, seed)
-        self.flag, self.samples_per_gpu = group_flags(dataset), samples_per_gpu
-        whole = samples_per_gpu * self.num_replicas
-        self.num_samples = sum(math.ceil(n / whole) for n in np.bincount(self.flag)) * samples_per_gpu
+        self.samples_per_gpu, self.whole = samples_per_gpu, GroupSampler(dataset, samples_per_gpu * self.num_replicas, self.seed)
+        self.flag, self.num_samples = self.whole.flag, len(self.whole) // self.num_replicas
 
     def __iter__(self):
-        g, groups, whole = self.generator(), [], self.samples_per_gpu * self.num_replicas
-        for group in np.unique(self.flag):
-            indices = np.flatnonzero(self.flag == group)
-            indices = indices[torch.randperm(len(indices), generator=g).numpy()]
-            groups.append(np.resize(indices, math.ceil(len(indices) / whole) * whole))
-        batches = np.concatenate(groups).reshape(-1, self.samples_per_gpu)
-        mine = batches[torch.randperm(len(batches), generator=g).numpy()].ravel()[self.num_samples * self.rank:]
-        return iter(mine[:self.num_samples].tolist())
+        self.whole.set_epoch(self.epoch)
+        batches = np.array(list(self.whole)).reshape(-1, self.num_replicas, self.samples_per_gpu)
+        return iter(batches[:, self.rank].ravel().tolist())
 
-# %% ../../nbs/datasets/30_samplers.ipynb #b51af91e
+# %% ../../nbs/datasets/30_samplers.ipynb #9b1eb512
 class InfiniteBatchSampler(Sampler):
     "Batches without end, images in shuffled order, each pass anew"
     def __init__(self, dataset, batch_size=1, world_size=None, rank=None, seed=0, shuffle=True):
@@ -98,18 +92,16 @@ class InfiniteBatchSampler(Sampler):
     def __len__(self): return self.size
 
     def indices(self):
-        "This process's images"
-        g, count = torch.Generator().manual_seed(self.seed), 0
-        while True:
-            for i in (torch.randperm(self.size, generator=g) if self.shuffle else torch.arange(self.size)).tolist():
-                if count % self.world_size == self.rank: yield i
-                count += 1
+        "Images without end"
+        g = torch.Generator().manual_seed(self.seed)
+        while True: yield from (torch.randperm(self.size, generator=g) if self.shuffle else torch.arange(self.size)).tolist()
 
     def __iter__(self):
-        waiting = defaultdict(list)
+        waiting, n = defaultdict(list), self.batch_size
         for i in self.indices():
-            waiting[self.flag[i]].append(i)
-            if len(waiting[self.flag[i]]) == self.batch_size: yield waiting.pop(self.flag[i])
+            group = waiting[self.flag[i]]
+            group.append(i)
+            if len(group) == n * self.world_size: yield waiting.pop(self.flag[i])[n * self.rank:][:n]    # this process's part
 
 class InfiniteGroupBatchSampler(InfiniteBatchSampler):
     "Batches of one group each, without end"
@@ -117,7 +109,7 @@ class InfiniteGroupBatchSampler(InfiniteBatchSampler):
         super().__init__(dataset, batch_size, world_size, rank, seed, shuffle)
         self.flag = group_flags(dataset)
 
-# %% ../../nbs/datasets/30_samplers.ipynb #2a52cd3b
+# %% ../../nbs/datasets/30_samplers.ipynb #70f2d945
 def shuffled_circle(items: list, generator):
     "The items in random order, again and again"
     while True:
@@ -128,7 +120,7 @@ class ClassAwareSampler(SharedSampler):
     def __init__(self, dataset, samples_per_gpu=1, num_replicas=None, rank=None, seed=0,
                  num_sample_class: int=1): # images taken at each turn of a class
         super().__init__(dataset, num_replicas, rank, seed)
-        self.num_sample_class = num_sample_class
+        self.samples_per_gpu, self.num_sample_class = samples_per_gpu, num_sample_class
         self.cat_dict = {c: list(images) for c, images in dataset.get_cat2imgs().items() if len(images)}
         if not self.cat_dict: raise ValueError(f'{type(dataset).__name__} has no image with an object: nothing to sample by class')
         self.num_samples = math.ceil(len(dataset) / self.num_replicas / samples_per_gpu) * samples_per_gpu
@@ -140,4 +132,5 @@ class ClassAwareSampler(SharedSampler):
         while len(order) < self.total_size:
             c = next(classes)
             order += [next(images[c]) for _ in range(self.num_sample_class)]
-        return iter(order[self.num_samples * self.rank:][:self.num_samples])
+        batches = np.reshape(order[:self.total_size], (-1, self.num_replicas, self.samples_per_gpu))
+        return iter(batches[:, self.rank].ravel().tolist())
