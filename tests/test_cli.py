@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from detnb.cli.main import main
+from detnb.cli.main import COMMANDS, main
 
 CONFIG = '''
 _base_ = ['retinanet/retinanet_r18_fpn_1x_coco.py']
@@ -160,6 +160,6 @@ def test_slips_in_a_config_are_told_before_training(place, tmp_path, capsys):
 
 
 def test_help_of_each_command(capsys):
-    for command in ('train', 'test', 'demo', 'benchmark'):
+    for command in COMMANDS:
         assert main([command, '--help']) == 0
         assert f'detnb {command}' in capsys.readouterr().out
