@@ -7,13 +7,15 @@ __all__ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'ev
            'print_map_summary', 'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms',
            'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'DistEvalHook',
            'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook',
-           'YOLOXModeSwitchHook']
+           'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
 
-# %% ../nbs/10_core.ipynb #80915b9b
+# %% ../nbs/10_core.ipynb #59bf8c4c
+from .apis.test import encode_mask_results
 from .drawing import imshow_det_bboxes, imshow_gt_det_bboxes
 from .evaluation import average_precision, eval_map, eval_recalls, get_classes, print_map_summary, print_recall_summary
 from .foundation.distributed import reduce_mean
 from .foundation.logging import get_root_logger
+from .models.dense_heads.rpn_head import merge_aug_proposals
 from .models.targets import *
 from .ops import batched_nms, multiclass_nms, nms, soft_nms
 from .structures import *
@@ -22,8 +24,8 @@ from .structures.polygons import PolygonMasks
 from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LinearMomentumEMAHook, SyncNormHook, SyncRandomSizeHook,
                             YOLOXModeSwitchHook)
 
-# %% ../nbs/10_core.ipynb #087862bc
+# %% ../nbs/10_core.ipynb #b8dba77a
 _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes', 'print_map_summary',
          'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
          'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook',
-         'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
+         'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
