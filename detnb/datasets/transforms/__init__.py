@@ -6,13 +6,13 @@
 __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile',
            'LoadImageFromWebcam', 'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale',
            'RandomFlip', 'Normalize', 'Pad', 'RandomCrop', 'RandomShift', 'Expand', 'MinIoURandomCrop',
-           'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
-           'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect',
-           'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists',
-           'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste',
-           'LoadPanopticAnnotations']
+           'RandomCenterCropPad', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform',
+           'ColorTransform', 'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug',
+           'Collect', 'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose',
+           'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine',
+           'YOLOXHSVRandomAug', 'CopyPaste', 'LoadPanopticAnnotations']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #2905a00e
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #c779d5e7
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
@@ -22,6 +22,7 @@ from .flip import RandomFlip
 from .pad_normalize import Normalize, Pad
 from .crop import RandomCrop, RandomShift
 from .ssd_crop import Expand, MinIoURandomCrop
+from .center_crop_pad import RandomCenterCropPad
 from .photometric import PhotoMetricDistortion
 from .warps import Rotate, Shear, Translate
 from .tone import BrightnessTransform, ColorTransform, ContrastTransform, EqualizeTransform
@@ -35,11 +36,11 @@ from .random_affine import RandomAffine
 from .hsv import YOLOXHSVRandomAug
 from .copy_paste import CopyPaste
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #77ec39c4
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #698fa94d
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
          'RandomShift',
-         'Expand', 'MinIoURandomCrop', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
+         'Expand', 'MinIoURandomCrop', 'RandomCenterCropPad', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
          'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
          'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
