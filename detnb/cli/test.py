@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> None:
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')): raise UsageError(f'--out must be a .pkl file, not {args.out}')
 
-# %% ../../nbs/cli/30_test.ipynb #6a1027c5
+# %% ../../nbs/cli/30_test.ipynb #9420f397
 def test_set(cfg: Config) -> Any:
     "The test set of a config, or several as one"
     from detnb.apis.test import for_batches
@@ -71,6 +71,7 @@ def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> Any:
     from detnb.apis.inference import prepare_model
     from detnb.apis.train import pick_device
     from detnb.foundation.checkpoint import load_checkpoint
+    from detnb.layers.precision import wrap_fp16_model
     from detnb.models.builder import build_detector
     model = build_detector(cfg.model, cfg.get('train_cfg'), cfg.get('test_cfg'))
     found = load_checkpoint(model, args.checkpoint, map_location='cpu')
@@ -80,7 +81,9 @@ def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> Any:
     model.CLASSES = (found.get('meta') or {}).get('CLASSES', dataset.CLASSES)
     cfg.gpu_ids = [(args.gpu_ids or [args.gpu_id])[0]]
     if args.device: cfg.device = args.device
-    return prepare_model(model, pick_device(cfg))
+    device = pick_device(cfg)
+    if cfg.get('fp16') and device.type != 'cpu': wrap_fp16_model(model)
+    return prepare_model(model, device)
 
 # %% ../../nbs/cli/30_test.ipynb #97715d69
 NOT_FOR_EVALUATE = ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals', 'by_epoch')

@@ -11,9 +11,9 @@ __all__ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVAT
            'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init',
            'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock',
            'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
-           'ConvAWS2d', 'SAConv2d', 'NonLocal2d', 'GeneralizedAttention']
+           'ConvAWS2d', 'SAConv2d', 'auto_fp16', 'force_fp32', 'wrap_fp16_model', 'NonLocal2d', 'GeneralizedAttention']
 
-# %% ../../nbs/layers/00_layers.ipynb #e6808819
+# %% ../../nbs/layers/00_layers.ipynb #f3f28ab7
 from .blocks import InvertedResidual, ResLayer, SELayer, make_divisible
 from .build import (ACTIVATION_LAYERS, CONV_LAYERS, LINEAR_LAYERS, NORM_LAYERS, PADDING_LAYERS, PLUGIN_LAYERS, UPSAMPLE_LAYERS,
                                 build_activation_layer, build_conv_layer, build_linear_layer, build_norm_layer, build_padding_layer,
@@ -27,12 +27,13 @@ from .memory_format import may_reorder, prefer_channels_last
 from .initialize import (INITIALIZERS, bias_init_with_prob, caffe2_xavier_init, constant_init, initialize, kaiming_init, normal_init,
                                      trunc_normal_init, uniform_init, xavier_init)
 from .module import BaseModule, ModuleDict, ModuleList, Sequential
+from .precision import auto_fp16, force_fp32, wrap_fp16_model
 from .switchable import ConvAWS2d, SAConv2d
 from .weight_standard import ConvWS2d
 from .non_local import NonLocal2d
 from .generalized_attention import GeneralizedAttention
 
-# %% ../../nbs/layers/00_layers.ipynb #41adcaad
+# %% ../../nbs/layers/00_layers.ipynb #af8d15e9
 _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATION_LAYERS', 'CONV_LAYERS', 'LINEAR_LAYERS', 'NORM_LAYERS',
          'PADDING_LAYERS', 'PLUGIN_LAYERS', 'UPSAMPLE_LAYERS', 'build_activation_layer', 'build_conv_layer', 'build_linear_layer', 'build_norm_layer',
          'build_padding_layer', 'build_plugin_layer', 'build_upsample_layer', 'ConvModule', 'DepthwiseSeparableConvModule', 'Scale',
@@ -42,5 +43,5 @@ _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATIO
          'bias_init_with_prob', 'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init',
          'trunc_normal_init', 'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential',
          'ContextBlock', 'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
-         'ConvAWS2d', 'SAConv2d',
+         'ConvAWS2d', 'SAConv2d', 'auto_fp16', 'force_fp32', 'wrap_fp16_model',
     'NonLocal2d', 'GeneralizedAttention']

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['GREATER', 'LESS', 'is_due', 'interval_at', 'better_rule', 'EvalHook', 'DistEvalHook']
 
-# %% ../../nbs/training/45_evaluation.ipynb #0ca26475
+# %% ../../nbs/training/45_evaluation.ipynb #ca1c09d5
 import math
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import distributed as dist, nn
 from torch.utils.data import DataLoader
 
 from ..foundation.distributed import get_dist_info
@@ -46,10 +47,11 @@ def better_rule(key: str,                # the metric to judge by
         if any(n.lower() in key.lower() for n in names): return answer
     raise ValueError(f"is more or less {key!r} better? Say it with evaluation.rule='greater' or 'less'")
 
-# %% ../../nbs/training/45_evaluation.ipynb #80da4962
+# %% ../../nbs/training/45_evaluation.ipynb #b9dae21e
 @HOOKS.register_module()
 class EvalHook(Hook):
     "Evaluates on held-out data, logs the metrics, keeps the best weights"
+    travel = {}                                             # more for test_fn
     metrics, results = None, None       # of the last evaluation: (after how many epochs or iterations, what was measured), detections
     keep_results = False                # set by a hook that wants to look at the detections
     def __init__(self,
@@ -81,7 +83,7 @@ class EvalHook(Hook):
     def after_train_iter(self, runner):
         if not self.by_epoch and self.due(runner): self.evaluate_now(runner, runner.iter + 1)
 
-# %% ../../nbs/training/45_evaluation.ipynb #e63200ec
+# %% ../../nbs/training/45_evaluation.ipynb #c382797b
 def _evaluate_now(self, runner, current: int) -> dict:
     "Run the model over the loader and hand its results to the dataset"
     from detnb.training.logs import LoggerHook
@@ -103,11 +105,11 @@ def _evaluate_now(self, runner, current: int) -> dict:
 
 def _run(self, model):
     if self.test_fn is None: raise ValueError('EvalHook needs test_fn, such as detnb.apis.single_gpu_test')
-    return self.test_fn(model, self.dataloader)
+    return self.test_fn(model, self.dataloader, **self.travel)
 
 EvalHook.evaluate_now, EvalHook.run = _evaluate_now, _run
 
-# %% ../../nbs/training/45_evaluation.ipynb #a0033fe8
+# %% ../../nbs/training/45_evaluation.ipynb #9b8dc47a
 def _keep_best(self, runner, metrics: dict, current: int) -> None:
     "Save the weights if they are better than all before"
     if not metrics: return runner.logger.warning('save_best: the evaluation gave no metric, so no checkpoint can be the best')
@@ -130,3 +132,14 @@ EvalHook.keep_best = _keep_best
 @HOOKS.register_module()
 class DistEvalHook(EvalHook):
     "Evaluation with the data spread over all processes"
+    def __init__(self, dataloader, *args, broadcast_bn_buffer=True, # all test with process 0's running means, those that are saved
+                 tmpdir=None, gpu_collect=False,                    # how results travel, see multi_gpu_test
+                 **kw):
+        super().__init__(dataloader, *args, **kw)
+        self.broadcast_bn_buffer, self.travel = broadcast_bn_buffer, dict(tmpdir=tmpdir, gpu_collect=gpu_collect) if tmpdir or gpu_collect else {}
+
+    def run(self, model):
+        if self.broadcast_bn_buffer and get_dist_info()[1] > 1:
+            norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+            for x in [x for m in norms for x in (m.running_mean, m.running_var)]: dist.broadcast(x, 0)
+        return EvalHook.run(self, model)

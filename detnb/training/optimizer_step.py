@@ -6,12 +6,13 @@
 __all__ = ['DTYPES', 'OptimizerHook', 'GradientCumulativeOptimizerHook', 'pick_dtype', 'Fp16OptimizerHook',
            'GradientCumulativeFp16OptimizerHook']
 
-# %% ../../nbs/training/26_optimizer_step.ipynb #f7b2ec19
+# %% ../../nbs/training/26_optimizer_step.ipynb #4f0e55a6
 import warnings
 from functools import partial
 
 import torch
 
+from ..foundation.distributed import unwrap
 from .device import device_of
 from .hooks import HOOKS, Hook
 
@@ -44,7 +45,7 @@ class OptimizerHook(Hook):
         unused = [name for name, p in runner.model.named_parameters() if p.requires_grad and p.grad is None]
         if unused: runner.logger.warning('the loss does not depend on these parameters: %s', ', '.join(unused))
 
-# %% ../../nbs/training/26_optimizer_step.ipynb #2e6e98c0
+# %% ../../nbs/training/26_optimizer_step.ipynb #cacb7932
 @HOOKS.register_module()
 class GradientCumulativeOptimizerHook(OptimizerHook):
     "One step for several batches"
@@ -52,28 +53,49 @@ class GradientCumulativeOptimizerHook(OptimizerHook):
         super().__init__(**kw)
         if not isinstance(cumulative_iters, int) or cumulative_iters < 1:
             raise ValueError(f'cumulative_iters must be a whole number from 1, not {cumulative_iters}')
-        self.cumulative_iters = cumulative_iters
+        self.cumulative_iters, self.waiting, self.count = cumulative_iters, None, 0
 
     def before_run(self, runner):
-        self.first = runner.iter
+        self.count, self.left, self.params = 0, runner.max_iters - runner.iter, dict(unwrap(runner.model).named_parameters())
         batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in runner.model.modules())
         if self.cumulative_iters > 1 and batch_norm:
             runner.logger.warning('batch normalisation still sees one small batch at a time; freeze it or use group normalisation')
         runner.optimizer.zero_grad(set_to_none=True)
+        if self.waiting: self.take_up(self.waiting)
 
-    def turn(self, runner) -> tuple[int, bool]:
+    def turn(self) -> tuple[int, bool]:
         "(how many batches this group has, whether this is its last)"
-        n, k, left = self.cumulative_iters, runner.iter - self.first, runner.max_iters - self.first
-        size = n if k < left // n * n else left % n
-        return size, (k + 1) % n == 0 or k + 1 == left
+        n, self.count, self.left = self.cumulative_iters, self.count + 1, self.left - 1
+        if self.count == 1: self.size = min(n, self.left + 1)
+        return self.size, self.count == self.size
 
     def after_train_iter(self, runner):
-        size, last = self.turn(runner)
+        size, last = self.turn()
         (runner.outputs['loss'] / size).backward()
         if not last: return
         self.clip(runner)
         runner.optimizer.step()
+        self.begin_group(runner)
+
+# %% ../../nbs/training/26_optimizer_step.ipynb #d3547382
+class _Waits:
+    "Gradients that wait for their step, in a checkpoint"
+    def begin_group(self, runner):
+        self.count = 0
         runner.optimizer.zero_grad(set_to_none=True)
+
+    def run_state(self):
+        if not self.count: return None
+        return dict(count=self.count, size=self.size, grads={k: p.grad.cpu() for k, p in self.params.items() if p.grad is not None})
+
+    def load_run_state(self, state): self.waiting = state
+
+    def take_up(self, state):
+        "Put gradients back that a checkpoint kept"
+        self.count, self.size, self.waiting = state['count'], state['size'], None
+        for k, grad in state['grads'].items(): self.params[k].grad = grad.to(self.params[k])
+
+for _k in ('begin_group', 'run_state', 'load_run_state', 'take_up'): setattr(GradientCumulativeOptimizerHook, _k, vars(_Waits)[_k])
 
 # %% ../../nbs/training/26_optimizer_step.ipynb #269a189d
 DTYPES = dict(float16=torch.float16, fp16=torch.float16, bfloat16=torch.bfloat16, bf16=torch.bfloat16, float32=None)
@@ -85,13 +107,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:
     if device.type != 'cuda': return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
-# %% ../../nbs/training/26_optimizer_step.ipynb #77465dbd
+# %% ../../nbs/training/26_optimizer_step.ipynb #78f8217f
 class _Mixed:
     "What mixed precision adds to a step"
     def setup(self, loss_scale, dtype):
         self.dtype_name, growing = dtype, loss_scale == 'dynamic' or isinstance(loss_scale, dict)
-        options = dict(loss_scale) if isinstance(loss_scale, dict) else {} if growing else dict(init_scale=loss_scale)
-        self.scaling = {**options, **({} if growing else dict(growth_interval=2**31 - 1))}       # a fixed scale never grows
+        if not growing and (isinstance(loss_scale, (str, bool)) or not loss_scale > 0):
+            raise ValueError(f"loss_scale must be a positive number, 'dynamic', or a dict of GradScaler's options, not {loss_scale!r}")
+        self.fixed = None if growing else float(loss_scale)
+        self.scaling = dict(loss_scale) if isinstance(loss_scale, dict) else {} if growing else dict(init_scale=self.fixed)
 
     def begin(self, runner):
         device = device_of(runner.model)
@@ -106,11 +130,11 @@ class _Mixed:
         self.scaler.unscale_(runner.optimizer)
         self.clip(runner)
         self.scaler.step(runner.optimizer)
-        self.scaler.update()
+        self.scaler.update(self.fixed)                     # a fixed scale stays, also after an overflow
         runner.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled(): runner.meta.setdefault('fp16', {})['loss_scaler'] = self.scaler.state_dict()
 
-# %% ../../nbs/training/26_optimizer_step.ipynb #315028d4
+# %% ../../nbs/training/26_optimizer_step.ipynb #530daa22
 @HOOKS.register_module()
 class Fp16OptimizerHook(_Mixed, OptimizerHook):
     "A step in mixed precision"
@@ -136,6 +160,8 @@ class GradientCumulativeFp16OptimizerHook(_Mixed, GradientCumulativeOptimizerHoo
         super().before_run(runner)
         self.begin(runner)
     def after_train_iter(self, runner):
-        size, last = self.turn(runner)
+        size, last = self.turn()
         self.scaler.scale(runner.outputs['loss'] / size).backward()
-        if last: self.step(runner)
+        if not last: return
+        self.step(runner)
+        self.begin_group(runner)

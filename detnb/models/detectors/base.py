@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['normalize_batch', 'BaseDetector']
 
-# %% ../../../nbs/models/detectors/10_base.ipynb #47767bbf
+# %% ../../../nbs/models/detectors/10_base.ipynb #d9fc0bae
 from collections import OrderedDict
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from ...drawing.detections import show_result as draw_result
 from ...layers.module import BaseModule
+from ...layers.precision import auto_fp16
 
 # %% ../../../nbs/models/detectors/10_base.ipynb #07a1e13a
 def normalize_batch(img:Tensor, # (B, 3, H, W) uint8, BGR
@@ -31,7 +32,7 @@ def normalize_batch(img:Tensor, # (B, 3, H, W) uint8, BGR
         if w < x.shape[2]: x[:, :, w:] = 0
     return out
 
-# %% ../../../nbs/models/detectors/10_base.ipynb #e8a2bd82
+# %% ../../../nbs/models/detectors/10_base.ipynb #80b7b214
 class BaseDetector(BaseModule):
     "Frame of a detector; a subclass defines `extract_feat`, `forward_train` and `simple_test`"
     CLASSES = None # names of the classes: set by a checkpoint, or by whoever trains
@@ -51,6 +52,7 @@ class BaseDetector(BaseModule):
 
     def extract_feats(self, imgs): return [self.extract_feat(img) for img in imgs] # one an augmentation
 
+    @auto_fp16(apply_to=('img',))
     def forward(self,
                 img,              # (B, 3, H, W) float or uint8; in testing a list of these, one an augmentation
                 img_metas,        # list of dicts; in testing a list of lists
