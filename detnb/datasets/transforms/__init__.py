@@ -36,11 +36,12 @@ from .random_affine import RandomAffine
 from .hsv import YOLOXHSVRandomAug
 from .copy_paste import CopyPaste
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #698fa94d
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #4fe24f43
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
          'RandomShift',
-         'Expand', 'MinIoURandomCrop', 'RandomCenterCropPad', 'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
+         'Expand', 'MinIoURandomCrop', 'RandomCenterCropPad',
+         'PhotoMetricDistortion', 'Rotate', 'Shear', 'Translate', 'BrightnessTransform', 'ColorTransform',
          'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
          'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
