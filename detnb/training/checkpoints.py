@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CheckpointHook']
 
-# %% ../../nbs/training/40_checkpoints.ipynb #fc22fb9a
+# %% ../../nbs/training/40_checkpoints.ipynb #5dbe0e4f
 from pathlib import Path
 
 from .hooks import HOOKS, Hook
+from .state import sweep
 
-# %% ../../nbs/training/40_checkpoints.ipynb #1cc5a942
+# %% ../../nbs/training/40_checkpoints.ipynb #dd286bd9
 @HOOKS.register_module()
 class CheckpointHook(Hook):
     "Saves a checkpoint every `interval` epochs or iterations"
@@ -29,6 +30,7 @@ class CheckpointHook(Hook):
 
     def before_run(self, runner):
         self.folder = Path(self.out_dir)/Path(runner.work_dir).name if self.out_dir else Path(runner.work_dir)
+        if not runner.rank: sweep(self.folder)
 
     def after_train_epoch(self, runner):
         if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.save_last and self.is_last_epoch(runner)): self.save(runner)
@@ -36,9 +38,10 @@ class CheckpointHook(Hook):
     def after_train_iter(self, runner):
         if not self.by_epoch and (self.every_n_iters(runner, self.interval) or self.save_last and self.is_last_iter(runner)): self.save(runner)
 
-# %% ../../nbs/training/40_checkpoints.ipynb #5cd0840d
+# %% ../../nbs/training/40_checkpoints.ipynb #732b2a84
 def _save(self, runner) -> None:
     "Write the checkpoint, then remove those that are too old"
+    runner.gather_dice()
     if runner.rank: return
     count, pattern = (runner.epoch + 1, 'epoch_{}.pth') if self.by_epoch else (runner.iter + 1, 'iter_{}.pth')
     name = pattern.format(count)

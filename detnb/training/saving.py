@@ -5,26 +5,30 @@
 # %% auto #0
 __all__ = ['SavesAndStops', 'StopTraining']
 
-# %% ../../nbs/training/19_saving.ipynb #52d29133
+# %% ../../nbs/training/19_saving.ipynb #e7fb4117
 import contextlib, time
 from pathlib import Path
 
 import torch
 
 from ..foundation.checkpoint import load_checkpoint
-from ..foundation.distributed import unwrap
+from ..foundation.distributed import any_process, gather, get_dist_info, unwrap
 from .seeds import random_state
 from .state import load_optimizer, pack, point_latest, write_checkpoint
 
-# %% ../../nbs/training/19_saving.ipynb #d91eec64
+# %% ../../nbs/training/19_saving.ipynb #e23b35ad
 class SavesAndStops:
     "Writes checkpoints, goes on from them, and ends in between when asked to"
-    hooks = ()
+    hooks, _all_dice = (), None
     resumed_names = None     # names of the tensors in the checkpoint that the run went on from; None: it began anew
     def position(self) -> dict:
         "What is finished: epochs, iterations, and iterations of the epoch that is under way"
         whole = self.data_loader is not None and self.done_inner >= len(self.data_loader)
         return dict(epoch=self.epoch + whole, iter=self.done_iters, inner_iter=0 if whole else self.done_inner)
+
+    def gather_dice(self) -> None:
+        "Bring the dice of all processes into process 0, for the checkpoint that it writes next; all must call it"
+        if get_dist_info()[1] > 1: self._all_dice = gather([random_state(), self._epoch_dice], dst=0)
 
     def save_checkpoint(self, out_dir: str | None = None, filename_tmpl: str = 'epoch_{}.pth', save_optimizer: bool = True,
                         meta: dict | None = None, create_symlink: bool = True) -> str:
@@ -33,6 +37,7 @@ class SavesAndStops:
         path = Path(out_dir or self.work_dir)/filename_tmpl.format(at['epoch'] if self.max_epochs else at['iter'])
         more = dict(random_state=random_state())
         if at['inner_iter'] and self._epoch_dice: more['epoch_random_state'] = self._epoch_dice
+        if self._all_dice: more['random_states'], self._all_dice = self._all_dice, None
         if hasattr(unwrap(self.model), 'run_state'): more['run_state'] = unwrap(self.model).run_state()
         kept = {type(h).__name__: state for h in self.hooks if (state := h.run_state()) is not None}
         if kept: more['hook_states'] = kept
@@ -41,7 +46,7 @@ class SavesAndStops:
         if create_symlink: point_latest(path)
         return str(path)
 
-# %% ../../nbs/training/19_saving.ipynb #a0a5cfc7
+# %% ../../nbs/training/19_saving.ipynb #a0aaa23d
 class _Resumes:
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False, **kw) -> dict:
         "Take the weights alone"
@@ -63,13 +68,15 @@ class _Resumes:
         for h in self.hooks:
             if type(h).__name__ in ckpt.get('hook_states', {}): h.load_run_state(ckpt['hook_states'][type(h).__name__])
         self.resumed_names = set(ckpt.get('state_dict', ckpt))
-        dice = ckpt.get('random_state')
-        self._replay = (self.done_inner, ckpt.get('epoch_random_state'), dice) if self.done_inner else (0, dice, None)
+        dice, begin = ckpt.get('random_state'), ckpt.get('epoch_random_state')
+        rank, world = get_dist_info()
+        if len(ckpt.get('random_states', ())) == world: dice, begin = ckpt['random_states'][rank]
+        self._replay = (self.done_inner, begin, dice) if self.done_inner else (0, dice, None)
         self.logger.info('resumed epoch %d, iter %d', self.epoch, self.iter)
 
 for _k in ('load_checkpoint', 'resume'): setattr(SavesAndStops, _k, vars(_Resumes)[_k])
 
-# %% ../../nbs/training/19_saving.ipynb #6ded8e0d
+# %% ../../nbs/training/19_saving.ipynb #e5eda2f4
 class StopTraining(Exception):
     "Somebody asked to stop, and an iteration is complete"
 
@@ -79,7 +86,7 @@ class _Stops:
         self.stop_request.asked = True
 
     def check_stop(self):
-        if self.stop_request.asked: raise StopTraining
+        if any_process(self.stop_request.asked): raise StopTraining
 
     @contextlib.contextmanager
     def running(self):
@@ -96,11 +103,12 @@ class _Stops:
                 self.logger.info(told)
                 if request.by_key: raise KeyboardInterrupt(told) from None
 
-# %% ../../nbs/training/19_saving.ipynb #069a7eba
+# %% ../../nbs/training/19_saving.ipynb #18d26f91
 def _farewell(self, whole: bool) -> str:
     at = self.position()
     where = f'Stopped after {at["epoch"]} epochs and {at["inner_iter"]} iterations'
     if not self.max_epochs: where = f'Stopped after {at["iter"]} iterations'
+    if whole: self.gather_dice()
     if not self.work_dir or self.rank: return where
     if whole: path = self.save_checkpoint(filename_tmpl='interrupted.pth')
     else: path = next((str(p) for p in [Path(self.work_dir)/'latest.pth'] if p.exists()), None)
