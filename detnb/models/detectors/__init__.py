@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector',
-           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'PanopticFPN',
-           'TwoStagePanopticSegmentor']
+           'RPN', 'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'CornerNet',
+           'PanopticFPN', 'TwoStagePanopticSegmentor']
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #5e98a459
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #24963e3a
 from .base import BaseDetector, normalize_batch
 from .panoptic_fpn import PanopticFPN, TwoStagePanopticSegmentor
 from .single_stage import RetinaNet, SingleStageDetector
@@ -16,7 +16,8 @@ from .rpn import RPN
 from .yolox import YOLOX
 from .yolo import YOLOV3
 from .fcos import FCOS
+from .cornernet import CornerNet
 
-# %% ../../../nbs/models/detectors/00_detectors.ipynb #8b6f2f9b
+# %% ../../../nbs/models/detectors/00_detectors.ipynb #38e42839
 _all_ = ['BaseDetector', 'normalize_batch', 'RetinaNet', 'SingleStageDetector', 'FasterRCNN', 'FastRCNN', 'TwoStageDetector', 'RPN',
-    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'PanopticFPN', 'TwoStagePanopticSegmentor']
+    'MaskRCNN', 'CascadeRCNN', 'HybridTaskCascade', 'SCNet', 'YOLOX', 'YOLOV3', 'FCOS', 'CornerNet', 'PanopticFPN', 'TwoStagePanopticSegmentor']
