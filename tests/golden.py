@@ -27,6 +27,7 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     detectors/cascade_rcnn_r50_sac_1x_coco.py panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py wider_face/ssd300_wider_face.py
     pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py
     pisa/pisa_retinanet_r50_fpn_1x_coco.py
+    centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py
     yolox/yolox_nano_8x8_300e_coco.py
     empirical_attention/faster_rcnn_r50_fpn_attention_0010_1x_coco.py'''.split()
 
