@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from .files import atomic_write
 
-# %% ../../nbs/foundation/57_unpack.ipynb #4bc09e0e
+# %% ../../nbs/foundation/57_unpack.ipynb #e62c3b5d
 def is_archive(path: str | os.PathLike # a file's name
               ) -> bool:
     "Whether `unpack` knows this kind"
@@ -27,15 +27,16 @@ def _members(archive, path) -> Iterator[tuple]: # name, bytes, a function that o
             if m.isfile(): yield m.name, m.size, lambda m=m: archive.extractfile(m)
             elif not m.isdir(): raise ValueError(f'{path} holds {m.name!r}, which is a link or a device and not a file; it was left where it is')
 
-def _place(folder: Path, name: str, path) -> Path | None: # where it goes; None: nowhere
+def _place(folder: Path, name: str, path, top: str = '') -> Path | None: # where it goes; None: nowhere
     parts = PurePosixPath(name.replace('\\', '/')).parts
+    if top and parts[:1] == (top,): parts = parts[1:]
     if not parts or '__MACOSX' in parts or parts[-1].startswith('._'): return None
     place = folder.joinpath(*parts)
     if '..' in parts or not place.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f'{path} holds {name!r}, which would be written outside {folder}; nothing good is meant by that')
     return place
 
-# %% ../../nbs/foundation/57_unpack.ipynb #c8b10cd5
+# %% ../../nbs/foundation/57_unpack.ipynb #947cf25d
 def _open(path: Path):
     try: return zipfile.ZipFile(path) if path.suffix.lower() == '.zip' else tarfile.open(path)
     except (zipfile.BadZipFile, tarfile.ReadError) as e:
@@ -44,6 +45,7 @@ def _open(path: Path):
 def unpack(path: str | os.PathLike,    # .zip, .tar, .tar.gz or .tgz
            folder: str | os.PathLike | None = None, # where to; None: where the archive lies
            delete: bool = False,       # remove the archive when all is there
+           top: str = '',              # a folder at the archive's top that `folder` stands for
            tell: Callable = lambda done, total: None, # told how many bytes of the archive's files are there, and of how many
           ) -> list:                   # the files that were written, archives inside the archive included
     "Unpack an archive, and archives in it"
@@ -51,7 +53,7 @@ def unpack(path: str | os.PathLike,    # .zip, .tar, .tar.gz or .tgz
     folder = Path(folder) if folder is not None else path.parent
     with _open(path) as archive:
         try:
-            places = [(_place(folder, name, path), size, opened) for name, size, opened in _members(archive, path)]
+            places = [(_place(folder, name, path, top), size, opened) for name, size, opened in _members(archive, path)]
             total, done = sum(size for place, size, _ in places if place), 0
             for place, size, opened in places:
                 if place is None: continue
