@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CocoDataset']
 
-# %% ../../nbs/datasets/12_coco.ipynb #d297f6c0
+# %% ../../nbs/datasets/12_coco.ipynb #48aa6899
 from collections import OrderedDict
 import numpy as np
 from fastcore.basics import patch
 from .builder import DATASETS
-from .checks import check_names, warn_order, warn_unused
-from .coco_file import column, pack_coco
+from .checks import warn_unused
+from .coco_file import category_ids, column, pack_coco
 from .custom import CustomDataset
 from .packed import Rows
 from ..drawing.palette import COCO_PALETTE
@@ -22,35 +22,39 @@ from ..evaluation.recall import eval_recalls
 from ..evaluation.tables import fold, text_table
 from ..foundation.logging import print_log
 
-# %% ../../nbs/datasets/12_coco.ipynb #b8f23b04
+# %% ../../nbs/datasets/12_coco.ipynb #3b14b45c
 @DATASETS.register_module()
 class CocoDataset(CustomDataset):
     "Images and instances from a COCO JSON file"
     CLASSES, PALETTE = COCO_CLASSES, COCO_PALETTE
-    _coco = None
+    _coco, numbered = None, False     # numbered: the classes stand in the order of the file's ids
 
     def load_annotations(self, ann_file: str) -> list: # path of a COCO JSON; an entry an image
         "Read and pack the file"
         data = read_coco(ann_file)
         if not self.test_mode and not isinstance(data.get('annotations'), list):
             raise ValueError(f"annotation file {ann_file!r} lacks the list annotations, which training needs; it has {', '.join(data)}")
-        ids = {c['name']: c['id'] for c in data['categories']}
-        check_names(self.CLASSES, list(ids), f'{ann_file}')
-        warn_order(self.CLASSES, list(ids), f'{ann_file}')
-        self.cat_ids = [ids[name] for name in self.CLASSES]
+        self.cat_ids = category_ids(self.CLASSES, data['categories'], f'{ann_file}', self.numbered)
         self.cat2label = {cat_id: label for label, cat_id in enumerate(self.cat_ids)}
         self.annotations, self._present, notes = pack_coco(data, self.cat_ids, f'{ann_file}')
         self.notes += notes
         if data.get('annotations'): warn_unused(self.CLASSES, self.annotations.counts(len(self.CLASSES))[0], f'{ann_file}')
         self.img_ids = [img['id'] for img in data['images']]
         self._rows = Rows(self.img_ids)
-        return [dict(img, filename=name) for img, name in zip(data['images'], column(data['images'], 'file_name', f'{ann_file}'))]
+        return [dict(img, filename=name) for img, name in zip(data['images'], self.image_files(data['images'], f'{ann_file}'))]
 
-# %% ../../nbs/datasets/12_coco.ipynb #8b2759dc
+    def image_files(self, images: list, where: str) -> list: # dicts of the file; its path; names below img_prefix
+        "The file of each image"
+        return column(images, 'file_name', where)
+
+# %% ../../nbs/datasets/12_coco.ipynb #036d50b5
 @patch(as_prop=True)
 def coco(self: CocoDataset) -> COCO:
     "The file as `pycocotools` has it, read when first asked for"
-    if self._coco is None: self._coco = COCO(self.ann_file)
+    if self._coco is None:
+        data = read_coco(self.ann_file)
+        if self.numbered: data['categories'].sort(key=lambda c: c['id'])
+        self._coco = COCO(data)
     return self._coco
 
 @patch
