@@ -36,13 +36,13 @@ class KeepsHooks:
                 add_note(e, f'in {type(hook).__name__}.{place}, epoch {self.epoch + 1}, iteration {self.iter + 1}')
                 raise
 
-# %% ../../nbs/training/17_hook_keeping.ipynb #954a3b90
+# %% ../../nbs/training/17_hook_keeping.ipynb #1ebc82a3
 PLACES = [f'{when}_{what}' for when in ('before', 'after') for what in ('run', 'train_epoch', 'train_iter', 'val_epoch', 'val_iter')]
 
 def stands_at(hook: Hook, place: str) -> bool:
     "Whether a hook does something at a place"
     general = place.replace('train_', '').replace('val_', '')
-    return any(getattr(type(hook), p) is not getattr(Hook, p) for p in (place, general))
+    return any(p in vars(hook) or getattr(type(hook), p) is not getattr(Hook, p) for p in (place, general))
 
 def _get_hook_info(self) -> str:
     "Which hooks stand at which place"
