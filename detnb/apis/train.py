@@ -7,8 +7,8 @@ __all__ = ['KEYS', 'check_keys', 'loader_args', 'auto_scale_lr', 'pick_device', 
            'optimizer_config', 'make_runner', 'add_evaluation', 'train_detector', 'resume_path', 'choose_seed',
            'begin_from']
 
-# %% ../../nbs/apis/10_train.ipynb #d6555109
-import difflib, time
+# %% ../../nbs/apis/10_train.ipynb #1a844067
+import difflib, re, time
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def auto_scale_lr(cfg: Any, world_size: int, logger) -> None:
     logger.info('learning rate scaled from %g to %g (batches of %d instead of %d)', cfg.optimizer.lr, lr, batch, base)
     cfg.optimizer.lr = lr
 
-# %% ../../nbs/apis/10_train.ipynb #8f9b0d15
+# %% ../../nbs/apis/10_train.ipynb #87e7d171
 def pick_device(cfg: Any) -> torch.device:
     "Where to train"
     wanted = cfg.get('device')
@@ -85,8 +85,23 @@ def pick_device(cfg: Any) -> torch.device:
         raise RuntimeError(f'device={wanted!r}, but torch sees no GPU; leave device out to train on the CPU')
     return torch.device(wanted or 'cpu')
 
+# %% ../../nbs/apis/10_train.ipynb #89f0a1c0
 class DistributedModel(nn.parallel.DistributedDataParallel):
     "A detector whose gradients are averaged over all processes"
+    def __init__(self, module, *args, **kw):
+        super().__init__(module, *args, **kw)
+        self.trained = [name for name, p in module.named_parameters() if p.requires_grad]
+
+    def forward(self, *args, **kw):
+        try: return super().forward(*args, **kw)
+        except RuntimeError as e:
+            counted = re.search(r'did not receive grad for rank \d+: ([\d ]+)', str(e))
+            if not counted: raise
+            names = ', '.join(self.trained[int(i)] for i in counted[1].split())
+            raise RuntimeError(f'in the last batch no loss depended on these parameters, and the other processes wait for their gradients: {names}. '
+                               'If some batches go without them by design, set find_unused_parameters=True in the config; '
+                               'else the model has a part that its losses do not use') from e
+
     def train_step(self, data, optimizer=None):
         loss, log_vars = self.module._parse_losses(self(return_loss=True, **data))
         return dict(loss=loss, log_vars=log_vars, num_samples=len(data['img_metas']))

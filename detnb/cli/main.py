@@ -4,21 +4,28 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'EPILOG', 'SLIPS', 'make_parser', 'top_parser', 'Slip', 'UsageError', 'told', 'main', 'read_config',
-           'add_config_options', 'add_launcher']
+           'add_config_options', 'add_launcher', 'join']
 
-# %% ../../nbs/cli/10_main.ipynb #ed2f8766
+# %% ../../nbs/cli/10_main.ipynb #c89f5769
 import argparse, importlib, os, sys
 
 from ..foundation.config import Config, ConfigError
 from ..foundation.errors import UnknownName
+from ..foundation.files import DiskFull
+from ..foundation.missing import MissingExtra, PortInUse
 
-# %% ../../nbs/cli/10_main.ipynb #1aafa354
+# %% ../../nbs/cli/10_main.ipynb #dc017722
 COMMANDS = {
     'train': 'train a detector',
     'test': 'run a detector over a data set and evaluate it',
     'demo': 'train a small detector on synthetic shapes and show what it finds (3 minutes on a CPU)',
     'benchmark': 'measure the speed of inference and training',
+    'download': 'fetch a standard data set',
+    'dist': 'train or test in several processes, on one machine or several',
+    'slurm': 'write a batch script for Slurm that trains or tests',
     'convert': 'write a data set in the format that detnb reads (Cityscapes, VOC, VIA, plain pictures ...)',
+    'print-config': 'print a config with its bases, roots and options filled in',
+    'env': 'print versions and devices, for a bug report',
 }
 
 EPILOG = '''examples:
@@ -43,11 +50,11 @@ def top_parser() -> argparse.ArgumentParser:
     parser.add_argument('options', nargs=argparse.REMAINDER, help='what that command takes')
     return parser
 
-# %% ../../nbs/cli/10_main.ipynb #7316dcbd
+# %% ../../nbs/cli/10_main.ipynb #78a630e4
 class Slip(Exception):
     "What is wrong in a user's files; a command raises it from the error that its function gave"
 
-SLIPS = (FileNotFoundError, UnknownName, ConfigError, Slip)
+SLIPS = (FileNotFoundError, UnknownName, ConfigError, Slip, MissingExtra, PortInUse, DiskFull)
 
 class UsageError(ValueError):
     "Arguments that argparse accepts, but that make no sense"
@@ -74,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         print(told(e), file=sys.stderr)
         return 1
 
-# %% ../../nbs/cli/10_main.ipynb #d494fca5
+# %% ../../nbs/cli/10_main.ipynb #4d433f91
 def read_config(path: str, options: dict | None = None) -> Config:
     "A config with the options of the command line, roots and ${...} filled in"
     from detnb.foundation.config_roots import replace_cfg_vals, update_data_root
@@ -95,5 +102,14 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
                         help='who started the processes (torchrun: pytorch)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
 
-# %% ../../nbs/cli/10_main.ipynb #b4bb17fe
-if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())
+def join(args: argparse.Namespace, cfg: Config) -> bool:
+    "Join the other processes, if there are any, as dist_params say; returns whether"
+    if args.launcher == 'none': return False
+    from detnb.foundation.distributed import init_dist
+    params = dict(cfg.get('dist_params') or {})
+    if str(args.device or cfg.get('device') or '').startswith('cpu'): params['backend'] = 'gloo'
+    init_dist(args.launcher, **params)
+    return True
+
+# %% ../../nbs/cli/10_main.ipynb #51a28ade
+if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(importlib.import_module('detnb.cli.main').main())

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'NOT_FOR_EVALUATE', 'parser', 'check', 'test_set', 'load_model', 'report', 'run']
 
-# %% ../../nbs/cli/30_test.ipynb #bfb2dcae
+# %% ../../nbs/cli/30_test.ipynb #e7ad8f43
 import argparse, time
 from pathlib import Path
 from typing import Any
 
-from .main import UsageError, add_config_options, add_launcher, make_parser, read_config
+from .main import UsageError, add_config_options, add_launcher, join, make_parser, read_config
 from ..foundation.config import Config, DictAction
 from ..foundation.files import dump
 
-# %% ../../nbs/cli/30_test.ipynb #ce891e6a
+# %% ../../nbs/cli/30_test.ipynb #8557222d
 EXAMPLES = '''examples:
   detnb test faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py faster_rcnn.pth --eval bbox
   detnb test my_voc_config.py runs/b/latest.pth --eval mAP --show-dir pictures --show-score-thr 0.5
@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add('--gpu-ids', type=int, nargs='+', help='(old) the first is used')
     add('--gpu-id', type=int, default=0, help='which GPU')
     add('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
-    add('--gpu-collect', action='store_true', help='(old) has no effect')
-    add('--tmpdir', help='(old) has no effect')
+    add('--gpu-collect', action='store_true', help='several processes: bring the results together through torch.distributed (the default)')
+    add('--tmpdir', help='several processes: bring the results together through files in this folder, which all machines see')
     add_config_options(p)
     add_launcher(p)
     return p
@@ -102,7 +102,7 @@ def report(args: argparse.Namespace, cfg: Config, dataset: Any, results: list) -
     if args.work_dir: dump(dict(config=args.config, metric=metrics), str(Path(args.work_dir)/time.strftime('eval_%Y%m%d_%H%M%S.json')))
     return metrics
 
-# %% ../../nbs/cli/30_test.ipynb #d5a3668a
+# %% ../../nbs/cli/30_test.ipynb #62cf4aea
 def run(args: argparse.Namespace) -> int:
     "Test as the options say"
     check(args)
@@ -110,15 +110,14 @@ def run(args: argparse.Namespace) -> int:
     from detnb.apis.test import multi_gpu_test, single_gpu_test
     from detnb.apis.train import loader_args
     from detnb.datasets.loader import build_dataloader
-    from detnb.foundation.distributed import get_dist_info, init_dist
+    from detnb.foundation.distributed import get_dist_info
     from detnb.foundation.environment import setup_multi_processes
     setup_multi_processes(cfg)
-    distributed = args.launcher != 'none'
-    if distributed: init_dist(args.launcher)
+    distributed = join(args, cfg)
     dataset = test_set(cfg)
     loader = build_dataloader(dataset, **loader_args(cfg, 'test', dist=distributed, shuffle=False))
     model = load_model(args, cfg, dataset)
-    if distributed: results = multi_gpu_test(model, loader)
+    if distributed: results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)
     else: results = single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr)
     if get_dist_info()[0] == 0: report(args, cfg, dataset, results)
     return 0

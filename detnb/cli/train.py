@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'parser', 'apply', 'datasets_of', 'run']
 
-# %% ../../nbs/cli/20_train.ipynb #12eb5c5a
+# %% ../../nbs/cli/20_train.ipynb #8a36d772
 import argparse, time
 from pathlib import Path
 
-from .main import add_config_options, add_launcher, make_parser, read_config
+from .main import add_config_options, add_launcher, join, make_parser, read_config
 from ..foundation.config import Config, DictAction
 
-# %% ../../nbs/cli/20_train.ipynb #752d6e4e
+# %% ../../nbs/cli/20_train.ipynb #e1a06ad0
 EXAMPLES = '''examples:
   detnb train faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py
   detnb train my_config.py --work-dir runs/b --seed 0 --cfg-options optimizer.lr=0.005 data.samples_per_gpu=4
   detnb train my_config.py --work-dir runs/b --auto-resume
-  torchrun --nproc_per_node=4 -m detnb.cli.main train my_config.py --launcher pytorch'''
+  torchrun --nproc_per_node=4 -m detnb.cli.main train my_config.py --launcher pytorch
+  detnb dist train my_config.py 4                     # the same'''
 
 def parser() -> argparse.ArgumentParser:
     "The options of `detnb train`"
@@ -65,19 +66,18 @@ def datasets_of(cfg: Config) -> list:
         found.append(build_dataset(val))
     return found
 
-# %% ../../nbs/cli/20_train.ipynb #e450103c
+# %% ../../nbs/cli/20_train.ipynb #7a08311b
 def run(args: argparse.Namespace) -> int:
     "Train as the options say"
     cfg = read_config(args.config, args.cfg_options)
     apply(args, cfg)
     from detnb.apis.train import choose_seed, resume_path, train_detector
-    from detnb.foundation.distributed import get_dist_info, init_dist
+    from detnb.foundation.distributed import get_dist_info
     from detnb.foundation.environment import setup_multi_processes
     from detnb.models.builder import build_detector
     from detnb.training.seeds import set_random_seed
     setup_multi_processes(cfg)
-    distributed = args.launcher != 'none'
-    if distributed: init_dist(args.launcher, **{k: v for k, v in cfg.get('dist_params', {}).items() if k != 'backend'})
+    distributed = join(args, cfg)
     rank = get_dist_info()[0]
     if args.seed is not None: cfg.seed = args.seed
     set_random_seed(choose_seed(cfg) + rank * args.diff_seed, args.deterministic)
