@@ -17,7 +17,7 @@ from ..roi_heads.standard_roi_head import batch_results
 from ...ops.batched_nms import nms_batch
 from ...structures.boxes import bbox_mapping_back
 
-# %% ../../../nbs/models/detectors/60_cornernet.ipynb #3350f5f0
+# %% ../../../nbs/models/detectors/60_cornernet.ipynb #84b57ce0
 def _merge_aug_results(self,
                        aug_results, # a pair (boxes (n, 5), labels (n,)) for each version of the image
                        img_metas):  # a list of one dict for each
@@ -35,10 +35,12 @@ class CornerNet(SingleStageDetector):
     merge_aug_results = _merge_aug_results
 
     def aug_test(self, imgs, img_metas, rescale=False):
-        "Results of one image in several versions, in pixels of the original picture; neighbours of one size are one batch"
+        "Results of each image from several versions, in pixels of the original picture; neighbours of one size are one batch"
         found, versions = [], iter(img_metas)
         for _, group in groupby(imgs, key=lambda img: img.shape):
-            group = list(group); metas = [next(versions)[0] for _ in group]
+            group = list(group); metas, B = [next(versions) for _ in group], len(group[0])
             outs = self.bbox_head.last_level(self.extract_feat(torch.cat(group)))
-            found += self.bbox_head.get_bboxes(*outs, img_metas=metas, rescale=False, with_nms=False)
-        return batch_results(*zip(self.merge_aug_results(found, img_metas)), self.bbox_head.num_classes)
+            boxes = self.bbox_head.get_bboxes(*outs, img_metas=sum(map(list, metas), []), rescale=False, with_nms=False)
+            found += [boxes[i:i + B] for i in range(0, len(boxes), B)]
+        merged = [self.merge_aug_results(each, [[m[i]] for m in img_metas]) for i, each in enumerate(zip(*found))]
+        return batch_results(*zip(*merged), self.bbox_head.num_classes)
