@@ -14,7 +14,7 @@ from ..foundation.errors import UnknownName
 from ..foundation.files import DiskFull
 from ..foundation.missing import MissingExtra, PortInUse
 
-# %% ../../nbs/cli/10_main.ipynb #dc017722
+# %% ../../nbs/cli/10_main.ipynb #7f795dc9
 COMMANDS = {
     'train': 'train a detector',
     'test': 'run a detector over a data set and evaluate it',
@@ -24,10 +24,12 @@ COMMANDS = {
     'dist': 'train or test in several processes, on one machine or several',
     'slurm': 'write a batch script for Slurm that trains or tests',
     'convert': 'write a data set in the format that detnb reads (Cityscapes, VOC, VIA, plain pictures ...)',
+    'browse': 'show or write the pictures of a data set as they leave the pipeline',
     'print-config': 'print a config with its bases, roots and options filled in',
     'env': 'print versions and devices, for a bug report',
 }
 
+# %% ../../nbs/cli/10_main.ipynb #5155a79e
 EPILOG = '''examples:
   detnb demo --out first_try
   detnb train retinanet/retinanet_r50_fpn_1x_coco.py --work-dir runs/a --cfg-options data.samples_per_gpu=4
