@@ -14,10 +14,13 @@ from ..foundation.errors import UnknownName
 from ..foundation.files import DiskFull
 from ..foundation.missing import MissingExtra, PortInUse
 
-# %% ../../nbs/cli/10_main.ipynb #7f795dc9
+# %% ../../nbs/cli/10_main.ipynb #56cce492
 COMMANDS = {
     'train': 'train a detector',
     'test': 'run a detector over a data set and evaluate it',
+    'image': 'detect in a picture, or in a folder of pictures',
+    'video': 'detect in each frame of a video',
+    'webcam': 'detect on what a camera or a stream shows',
     'demo': 'train a small detector on synthetic shapes and show what it finds (3 minutes on a CPU)',
     'benchmark': 'measure the speed of inference and training',
     'download': 'fetch a standard data set',
