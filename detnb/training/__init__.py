@@ -11,12 +11,14 @@ __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBased
            'find_latest_checkpoint', 'EvalHook', 'DistEvalHook', 'NumClassCheckHook', 'DistSamplerSeedHook',
            'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
            'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
-           'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
+           'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook',
+           'SyncBuffersHook', 'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook']
 
-# %% ../../nbs/training/00_training.ipynb #e837caff
+# %% ../../nbs/training/00_training.ipynb #0ee6139f
 from .checkpoints import CheckpointHook
-from .checks import DistSamplerSeedHook, NumClassCheckHook, SetEpochInfoHook
+from .checks import ClosureHook, DistSamplerSeedHook, EmptyCacheHook, NumClassCheckHook, SetEpochInfoHook, SyncBuffersHook
 from .device import to_device
+from .early_stopping import EarlyStoppingHook
 from .evaluation import DistEvalHook, EvalHook
 from .finite import CheckInvalidLossHook, InvalidLossError
 from .hooks import HOOKS, Hook, get_priority
@@ -31,10 +33,11 @@ from .runner import RUNNERS, BaseRunner
 from .schedule_hooks import LrUpdaterHook, MomentumUpdaterHook, schedule_curve
 from .seeds import init_random_seed, keep_random_state, set_random_seed
 from .state import find_latest_checkpoint
+from .trackers import MlflowLoggerHook, TensorboardLoggerHook, TrackerHook, WandbLoggerHook
 from .averaging import EMAHook, ExpMomentumEMAHook, LinearMomentumEMAHook
 from .mode_switch import SyncNormHook, SyncRandomSizeHook, YOLOXModeSwitchHook
 
-# %% ../../nbs/training/00_training.ipynb #e4a5b3ef
+# %% ../../nbs/training/00_training.ipynb #9dfad47d
 _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRunner', 'IterBasedRunner', 'build_runner', 'OPTIMIZERS',
          'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor', 'build_optimizer', 'OptimizerHook',
          'GradientCumulativeOptimizerHook',
@@ -43,4 +46,5 @@ _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRu
          'TextLoggerHook', 'ProgressHook', 'CheckpointHook', 'find_latest_checkpoint', 'EvalHook', 'DistEvalHook', 'NumClassCheckHook',
          'DistSamplerSeedHook', 'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
          'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
-         'SyncRandomSizeHook', 'YOLOXModeSwitchHook']
+         'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook', 'SyncBuffersHook',
+         'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook']

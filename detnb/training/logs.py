@@ -98,6 +98,26 @@ def get_record(runner,               # at rest after an iteration or an evaluati
     if training and torch.cuda.is_available(): record['memory'] = int(torch.cuda.max_memory_allocated() / 2**20)
     return {**record, **values}
 
+# %% ../../nbs/training/18_logs.ipynb #7dcb72fc
+class _Tags:
+    def get_mode(self, runner): return 'train' if runner.mode == 'train' and 'time' in runner.log_buffer.output else 'val'
+    def get_step(self, runner): return runner.done_iters         # iterations that are finished, over all epochs
+    def get_epoch(self, runner): return runner.epoch + (self.get_mode(runner) == 'train')
+
+    def get_loggable_tags(self, runner, allow_scalar: bool = True, allow_str: bool = False, add_mode: bool = True,
+                          tags_to_skip: tuple = ('time', 'data_time', 'eval_iter_num')) -> dict:
+        "What the buffer has to say, and the rates, by names such as 'train/loss'"
+        mode, tags = self.get_mode(runner), {}
+        for name, value in runner.log_buffer.output.items():
+            if name in tags_to_skip or not (allow_str if isinstance(value, str) else allow_scalar): continue
+            tags[f'{mode}/{name}' if add_mode else name] = value
+        for name, values in (('learning_rate', runner.current_lr()), ('momentum', runner.current_momentum())):
+            if values: tags[name] = values[0]
+        return tags
+
+for _k in ('get_mode', 'get_step', 'get_epoch', 'get_loggable_tags'): setattr(LoggerHook, _k, vars(_Tags)[_k])
+LoggerHook.get_iter = LoggerHook.get_step
+
 # %% ../../nbs/training/18_logs.ipynb #4e52ffb7
 @HOOKS.register_module()
 class TextLoggerHook(LoggerHook):
