@@ -28,7 +28,7 @@ def bbox2delta(proposals:Tensor,  # (..., 4) p, xyxy pixels
     d = torch.cat([(g - p) / p_size, (g_size / p_size).log()], -1)
     return (d - d.new_tensor(means)) / d.new_tensor(stds)
 
-# %% ../../../nbs/models/targets/50_delta_coder.ipynb #2a5f9e7a
+# %% ../../../nbs/models/targets/50_delta_coder.ipynb #1f2e2b57
 def delta2bbox(rois:Tensor,            # (..., N, 4) p, xyxy pixels
                deltas:Tensor,          # (..., N, 4 * C) d, normalised
                means=(0., 0., 0., 0.),
@@ -40,7 +40,7 @@ def delta2bbox(rois:Tensor,            # (..., N, 4) p, xyxy pixels
                ctr_clamp=32            # to so many pixels
               )->Tensor:               # (..., N, 4 * C) boxes
     "Apply deltas to boxes"
-    d = deltas.unflatten(-1, (-1, 4)) if deltas.numel() else deltas.new_zeros(*deltas.shape[:-1], deltas.shape[-1] // 4, 4)
+    d = deltas.unflatten(-1, (deltas.shape[-1] // 4, 4))
     d = d * d.new_tensor(stds) + d.new_tensor(means)
     p, p_size = (x.unsqueeze(-2) for x in centre_size(rois))
     shift, grow, bound = d[..., :2] * p_size, d[..., 2:], abs(math.log(wh_ratio_clip))
