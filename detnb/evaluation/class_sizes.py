@@ -10,7 +10,7 @@ import numpy as np
 from .coco import CocoFigures
 from .tables import text_table
 
-# %% ../../nbs/evaluation/77_class_sizes.ipynb #bb508398
+# %% ../../nbs/evaluation/77_class_sizes.ipynb #550c787f
 COLUMNS = {'mAP': (None, 0), 'mAP_50': (.5, 0), 'mAP_75': (.75, 0), 'mAP_s': (None, 1), 'mAP_m': (None, 2), 'mAP_l': (None, 3)}
 BOUNDS = (0, 32 ** 2, 96 ** 2, 1e10)   # of small, medium and large, pixels²
 
@@ -27,11 +27,12 @@ def class_sizes(figures: CocoFigures,  # from `evaluate_coco`
         some = (precision > -1).any((0, 1))
         column[some] = [p[p > -1].mean() for p in np.moveaxis(precision, 2, 0)[some]] if precision.size else np.nan
     row = {c: i for i, c in enumerate(figures.cat_ids)}
-    mine = [(row[a['category_id']], a['area']) for a in annotations if a['category_id'] in row and not a.get('iscrowd') and not a.get('ignore')]
-    at, area = np.array([m[0] for m in mine], int), np.array([m[1] for m in mine], float)
+    some = [a for a in annotations if a['category_id'] in row and not a.get('iscrowd') and not a.get('ignore')]
+    at, area = np.array([row[a['category_id']] for a in some], int), np.array([a['area'] for a in some], float)
     counts = np.stack([np.bincount(at[(area >= low) & (area <= high)], minlength=len(names)) for low, high in zip(BOUNDS, BOUNDS[1:])], 1)
     return ClassSizes(list(names), table, np.concatenate([np.bincount(at, minlength=len(names))[:, None], counts], 1))
 
+# %% ../../nbs/evaluation/77_class_sizes.ipynb #faf1222e
 class ClassSizes:
     "AP and numbers of objects, a row a class"
     def __init__(self, names: list, ap: np.ndarray, counts: np.ndarray): # (K,); (K, 6) as `COLUMNS`; (K, 4) all, small, medium, large
@@ -48,4 +49,5 @@ class ClassSizes:
         rows = [[n, *map(ap, a), *c] for n, a, c in zip(self.names, self.ap, self.counts.tolist())]
         some = ~np.isnan(self.ap)
         mean = [ap(a[s].mean()) if s.any() else '-' for a, s in zip(self.ap.T, some.T)]
-        return text_table(['class', *COLUMNS, 'objects', 'small', 'medium', 'large'], rows, footer=['mean', *mean, *self.counts.sum(0).tolist()])
+        header = ['class', *COLUMNS, 'objects', 'small', 'medium', 'large']
+        return text_table(header, rows, footer=['mean', *mean, *self.counts.sum(0).tolist()])
