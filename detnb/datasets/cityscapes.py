@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['CLASS_IDS', 'CityscapesDataset', 'as_mask']
 
-# %% ../../nbs/datasets/16_cityscapes.ipynb #77d132d2
+# %% ../../nbs/datasets/16_cityscapes.ipynb #52681b22
+import re
+from collections import OrderedDict
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -14,7 +16,9 @@ from PIL import Image
 from .builder import DATASETS
 from .coco import CocoDataset
 from ..drawing.palette import CITYSCAPES_PALETTE
+from ..evaluation.cityscapes import evaluate_instances, mask_overlaps
 from ..evaluation.class_names import CITYSCAPES_CLASSES
+from ..foundation.logging import print_log
 
 # %% ../../nbs/datasets/16_cityscapes.ipynb #18b2874d
 CLASS_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33)))
@@ -67,3 +71,45 @@ def format_results(self: CityscapesDataset, results: list, txtfile_prefix: str |
     import tempfile
     folder = None if txtfile_prefix else tempfile.TemporaryDirectory()
     return self.results2txt(results, txtfile_prefix or f'{folder.name}/results'), folder
+
+# %% ../../nbs/datasets/16_cityscapes.ipynb #b5622169
+@patch
+def truth_file(self: CityscapesDataset, idx: int) -> Path:
+    "The label picture of image `idx`, in the tree beside the images"
+    path = str(Path(self.img_prefix or '')/self.data_infos[idx]['filename'])
+    return Path(re.sub(r'_leftImg8bit\.\w+$', '_gtFine_instanceIds.png', path).replace('leftImg8bit', 'gtFine'))
+
+@patch
+def evaluate(self: CityscapesDataset,
+             results: list, metric='bbox',       # an image an entry; one or several of cityscapes, bbox, segm, proposal, proposal_fast
+             logger=None,                        # a logger, None to print, or 'silent'
+             outfile_prefix: str | None = None,  # also write the results here: the server's files with `cityscapes`, else COCO JSON
+             classwise: bool = False,            # a table of mAP class by class
+             **kwargs) -> OrderedDict:           # proposal_nums, iou_thrs ... of CocoDataset; mAP and AP@50 with `cityscapes`
+    "Cityscapes' figures, COCO's, or both"
+    metrics, out = [metric] if isinstance(metric, str) else list(metric), OrderedDict()
+    if 'cityscapes' in metrics: out.update(self._evaluate_streets(results, outfile_prefix, logger))
+    rest, prefix = [m for m in metrics if m != 'cityscapes'], kwargs.pop('jsonfile_prefix', outfile_prefix)
+    if rest: out.update(super(CityscapesDataset, self).evaluate(results, rest, logger, prefix, classwise, **kwargs))
+    return out
+
+# %% ../../nbs/datasets/16_cityscapes.ipynb #405d4728
+@patch
+def _evaluate_streets(self: CityscapesDataset, results, outfile_prefix, logger):
+    print_log('\nEvaluating cityscapes...', logger=logger)
+    if len(results) != len(self): raise ValueError(f'{len(results)} results for {len(self)} images')
+    if outfile_prefix: self.results2txt(results, outfile_prefix)
+    pictures = [self._street(i, result) for i, result in enumerate(results)]
+    self.street_figures = evaluate_instances(pictures, {name: CLASS_IDS[name] for name in self.CLASSES})
+    print_log(str(self.street_figures), logger=logger)
+    return {'mAP': self.street_figures.ap, 'AP@50': self.street_figures.ap50}
+
+@patch
+def _street(self: CityscapesDataset, idx, result):
+    if not isinstance(result, tuple):
+        raise TypeError('the metric cityscapes wants masks: each result a pair of boxes and masks, as of a detector with a mask_head')
+    path = self.truth_file(idx)
+    if not path.is_file(): raise FileNotFoundError(f'the metric cityscapes needs the label picture {str(path)!r}; unpack gtFine beside leftImg8bit')
+    found = [(CLASS_IDS[c], box[-1], mask) for c, boxes, masks in zip(self.CLASSES, *result[:2]) for box, mask in zip(boxes, masks)]
+    labels, scores, masks = zip(*found) if found else ((), (), ())
+    with Image.open(path) as ids: return mask_overlaps(np.asarray(ids), map(as_mask, masks), labels, scores)

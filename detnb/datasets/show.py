@@ -16,7 +16,7 @@ from ..drawing.boxes import draw_bboxes
 from ..drawing.detections import draw_detections
 from ..drawing.sheet import show_grid
 
-# %% ../../nbs/datasets/22_show.ipynb #2a234af8
+# %% ../../nbs/datasets/22_show.ipynb #c0c6f8b3
 def shown_masks(ann: dict, height: int, width: int): # annotations of an image, its size
     "Masks in a form that can be drawn; None where there are none"
     masks = [m for m in ann.get('masks', ()) if m]
@@ -36,8 +36,9 @@ def show(self: CustomDataset,
     files = [osp.join(self.img_prefix or '', info['filename']) for info in infos]
     picture, axes = show_grid(files, [osp.basename(f) for f in files], ncols, width)
     for ax, i, info in zip(axes, indices, infos):
-        ann = self.get_ann_info(i)
-        masks = shown_masks(ann, *ax.images[0].get_size()) if 'masks' in ann else None
+        ann, (h, w) = self.get_ann_info(i), ax.images[0].get_size()
+        if getattr(self, 'relative', False): ann['bboxes'] = ann['bboxes'] * np.array([w, h, w, h])
+        masks = shown_masks(ann, h, w) if 'masks' in ann else None
         draw_detections(ax, ann['bboxes'], ann['labels'], masks, self.CLASSES, bbox_color=self.PALETTE, font_size=font_size)
         if len(ann.get('bboxes_ignore', ())): draw_bboxes(ax, ann['bboxes_ignore'], 'white', 1, linestyle='--')
     return picture
