@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ConvAWS2d', 'SAConv2d']
 
-# %% ../../nbs/layers/46_switchable.ipynb #c41fb741
+# %% ../../nbs/layers/46_switchable.ipynb #ac707103
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from .build import CONV_LAYERS
+from .deformable import deform_conv
 
 # %% ../../nbs/layers/46_switchable.ipynb #2877925f
 def _moments(weight: Tensor) -> tuple:     # mean and deviation of each filter, (out, 1, 1, 1)
@@ -76,10 +76,10 @@ class SAConv2d(ConvAWS2d):
         for child in self.children(): nn.init.zeros_(child.weight); nn.init.zeros_(child.bias)
         nn.init.ones_(self.switch.bias)
 
-# %% ../../nbs/layers/46_switchable.ipynb #799ab0c8
+# %% ../../nbs/layers/46_switchable.ipynb #6cbedd00
 def _look(self, x: Tensor, weight: Tensor, reach: int, offset: Tensor | None) -> Tensor:
     spread = dict(stride=self.stride, padding=tuple(reach * p for p in self.padding), dilation=tuple(reach * d for d in self.dilation))
-    return F.conv2d(x, weight, None, groups=self.groups, **spread) if offset is None else deform_conv2d(x, offset, weight, None, **spread)
+    return F.conv2d(x, weight, None, groups=self.groups, **spread) if offset is None else deform_conv(x, offset, weight, None, **spread)
 
 def _forward(self, x: Tensor) -> Tensor:
     x = x + self.pre_context(x.mean((2, 3), keepdim=True))
