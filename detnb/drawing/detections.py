@@ -101,7 +101,7 @@ def show_window(picture,     # a Picture
     plt.show() if wait_time == 0 else plt.pause(wait_time)
     plt.close(window)
 
-# %% ../../nbs/drawing/40_detections.ipynb #ec5a031c
+# %% ../../nbs/drawing/40_detections.ipynb #6a108f6c
 def native_picture(img # path, PIL image or BGR array
                   ):   # a picture of exactly the image's size, and its axis
     "An image as a picture, pixel for pixel"
@@ -112,7 +112,7 @@ def native_picture(img # path, PIL image or BGR array
 
 def hand_out(picture, show, win_name, wait_time, out_file) -> np.ndarray: # (H, W, 3) uint8, BGR
     "Show a picture, write it, and return its pixels"
-    if show: show_window(picture, win_name, wait_time)
+    if show and (out_file is None or has_display()): show_window(picture, win_name, wait_time)
     if out_file is not None: picture.save(out_file)
     return np.ascontiguousarray(picture.array()[..., ::-1])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['jpeg', 'FrameViewer']
 
-# %% ../../nbs/drawing/70_frames.ipynb #b237985c
+# %% ../../nbs/drawing/70_frames.ipynb #cd28effe
 import io, warnings
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..foundation.environment import is_notebook
+from .detections import has_display
 from .picture import rgb
 
 # %% ../../nbs/drawing/70_frames.ipynb #48b8b5f7
@@ -39,7 +40,7 @@ class FrameViewer:
         else: self._window(frame)
         return not self.stopped
 
-# %% ../../nbs/drawing/70_frames.ipynb #97cd763d
+# %% ../../nbs/drawing/70_frames.ipynb #a0507e07
 def _cell(self: FrameViewer, frame: np.ndarray) -> None:
     from IPython.display import Image as Shown, display
     shown = Shown(data=jpeg(frame, self.width), format='jpeg')
@@ -49,7 +50,7 @@ def _cell(self: FrameViewer, frame: np.ndarray) -> None:
 def _window(self: FrameViewer, frame: np.ndarray) -> None:
     import matplotlib.pyplot as plt
     if self._place is None:
-        if plt.get_backend().lower() in ('agg', 'pdf', 'svg', 'ps', 'cairo', 'template'):
+        if not has_display():
             self._place = False
             warnings.warn('no display here to show frames on: name a file for them instead (out_file, or --out)')
         else:
