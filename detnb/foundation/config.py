@@ -57,9 +57,11 @@ class Config:
     def __len__(self): return len(self._cfg_dict)
     def __eq__(self, other): return isinstance(other, Config) and self._cfg_dict == other._cfg_dict
 
-# %% ../../nbs/foundation/32_config.ipynb #148546c2
+# %% ../../nbs/foundation/32_config.ipynb #f9e4bfb6
 @patch
 def __repr__(self: Config): return f'Config (path: {short_path(self.filename or "")}): {self._cfg_dict!r}'
+@patch
+def __str__(self: Config): return f'Config (path: {short_path(self.filename or "")}):\n{self.pretty_text}'      # for print(cfg)
 @patch
 def __dir__(self: Config): return [*object.__dir__(self), *dir(self._cfg_dict)]
 @patch
