@@ -8,9 +8,11 @@ __all__ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDatas
            'PackedAnnotations', 'PackedList', 'ClassAwareSampler', 'DistributedGroupSampler', 'DistributedSampler',
            'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler', 'build_dataloader', 'collate',
            'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
-           'get_classes', 'COCO', 'MultiImageMixDataset', 'CityscapesDataset']
+           'get_classes', 'COCO', 'MultiImageMixDataset', 'CityscapesDataset', 'LVISDataset', 'LVISV05Dataset',
+           'LVISV1Dataset', 'Objects365V1Dataset', 'Objects365V2Dataset', 'DeepFashionDataset', 'WIDERFaceDataset',
+           'OpenImagesDataset', 'OpenImagesChallengeDataset', 'OccludedSeparatedCocoDataset']
 
-# %% ../../nbs/datasets/00_datasets.ipynb #d5e5a4f1
+# %% ../../nbs/datasets/00_datasets.ipynb #edbe2061
 from .builder import DATASETS, PIPELINES, build_dataset
 from .custom import CustomDataset
 from .coco import CocoDataset
@@ -30,12 +32,20 @@ from ..evaluation.class_names import get_classes
 from ..evaluation.coco import COCO
 from .mix_images import MultiImageMixDataset
 from .cityscapes import CityscapesDataset
+from .lvis import LVISDataset, LVISV05Dataset, LVISV1Dataset
+from .objects365 import Objects365V1Dataset, Objects365V2Dataset
+from .deepfashion import DeepFashionDataset
+from .wider_face import WIDERFaceDataset
+from .open_images import OpenImagesDataset
+from .open_images_challenge import OpenImagesChallengeDataset
+from .occluded_coco import OccludedSeparatedCocoDataset
 
-# %% ../../nbs/datasets/00_datasets.ipynb #7812e9fd
+# %% ../../nbs/datasets/00_datasets.ipynb #c5044ad6
 _all_ = ['DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'CocoPanopticDataset', 'VOCDataset', 'XMLDataset',
          'ClassBalancedDataset',
          'ConcatDataset', 'RepeatDataset', 'DatasetSummary', 'check_classes', 'PackedAnnotations', 'PackedList', 'ClassAwareSampler',
          'DistributedGroupSampler', 'DistributedSampler', 'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler',
          'build_dataloader', 'collate', 'make_shapes', 'shapes_batch', 'shapes_sample', 'Compose', 'replace_ImageToTensor', 'show_steps',
          'get_classes', 'COCO', 'MultiImageMixDataset',
-    'CityscapesDataset']
+         'CityscapesDataset', 'LVISDataset', 'LVISV05Dataset', 'LVISV1Dataset', 'Objects365V1Dataset', 'Objects365V2Dataset',
+         'DeepFashionDataset', 'WIDERFaceDataset', 'OpenImagesDataset', 'OpenImagesChallengeDataset', 'OccludedSeparatedCocoDataset']
