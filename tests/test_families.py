@@ -65,7 +65,7 @@ def small(name, fixed=FIXED):
             if part.depth > 50: part.depth = 50
         if kind == 'Res2Net': part.base_width = part.get('base_width', 26)
         if kind == 'RegNet': part.arch, model.neck.in_channels = 'regnetx_400mf', [4 * n for n in (32, 64, 160, 384)]
-        if kind == 'HourglassNet': part.update(stage_channels=[64] * 6, stage_blocks=[1] * 6, feat_channel=64)
+        if kind == 'HourglassNet': part.update(stage_channels=[256] * 6, stage_blocks=[1] * 6, feat_channel=256); model.bbox_head.num_classes = 3
         if kind == 'SSDNeck': part.level_paddings = (1,) * len(part.level_paddings)        # for pictures smaller than 300
         if 'num' in part and 'pos_fraction' in part: part.num = 24 if model.get('neck') else 8
         for key, most in dict(nms_pre=60, nms_post=30, max_per_img=30, max_num=30).items():
@@ -147,7 +147,17 @@ def ready(cfg):
     "With the figures' weights, whose scores differ from box to box, and every score good enough"
     for part in walk(cfg.model.test_cfg):
         if part.get('score_thr', 0) > .001: part.score_thr = .001
-    return fill(build_detector(cfg.model)).eval()
+    model = fill(build_detector(cfg.model)).eval()
+    if cfg.model.type == 'CornerNet': agree(model.bbox_head)
+    return model
+
+
+def agree(head):
+    "Corners by formula refuse each other; with calm maps, and centres six cells away, some pairs agree"
+    for name in ('heat', 'off', 'emb', 'centripetal_shift'):
+        for branch in head._pairs(name) if hasattr(head, f'tl_{name}') else ():
+            branch[-1].conv.weight.data *= .1 if name == 'heat' else .01
+            if name == 'centripetal_shift': branch[-1].conv.bias.data.fill_(np.log(6))
 
 
 def check_result(model, result, meta):
