@@ -61,7 +61,7 @@ class LoadMultiChannelImageFromFiles(LoadImageFromFile):
         results.update(filename=paths, ori_filename=names)
         return self.enter(results, np.stack([imread(p, flag=self.color_type) for p in paths], axis=-1))
 
-# %% ../../../nbs/datasets/transforms/20_loading.ipynb #1bf522ce
+# %% ../../../nbs/datasets/transforms/20_loading.ipynb #56ceefe0
 @PIPELINES.register_module()
 class LoadAnnotations(Transform):
     "Boxes, labels, masks and semantic map of an image from `ann_info`"
@@ -69,9 +69,10 @@ class LoadAnnotations(Transform):
                  with_mask: bool=False, with_seg: bool=False,
                  poly2mask: bool=True,    # paint polygons at once, or keep them
                  denorm_bbox: bool=False, # boxes are given as fractions of width and height
+                 normed_bbox: bool=False, # an older name of the same
                  file_client_args: dict=dict(backend='disk')):
         self.with_bbox, self.with_label, self.with_mask, self.with_seg = with_bbox, with_label, with_mask, with_seg
-        self.poly2mask, self.denorm_bbox, self.file_client_args = poly2mask, denorm_bbox, file_client_args
+        self.poly2mask, self.denorm_bbox, self.file_client_args = poly2mask, denorm_bbox or normed_bbox, file_client_args
 
     def __call__(self, results):
         if self.with_bbox: self.load_bboxes(results)
