@@ -10,9 +10,9 @@ __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 
            'ColorTransform', 'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug',
            'Collect', 'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose',
            'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine',
-           'YOLOXHSVRandomAug', 'CopyPaste', 'LoadPanopticAnnotations']
+           'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'InstaBoost', 'LoadPanopticAnnotations']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #c779d5e7
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #456eb2f0
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
@@ -35,8 +35,10 @@ from .mixup import MixUp
 from .random_affine import RandomAffine
 from .hsv import YOLOXHSVRandomAug
 from .copy_paste import CopyPaste
+from .albu import Albu
+from .instaboost import InstaBoost
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #4fe24f43
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #8f724f00
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
          'RandomShift',
@@ -45,4 +47,4 @@ _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'L
          'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
          'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
-         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste', 'LoadPanopticAnnotations']
+         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'InstaBoost', 'LoadPanopticAnnotations']
