@@ -280,3 +280,102 @@ def test_F2_all_three_parts_of_the_paper(place):
         alone = [model.simple_test(batch['img'][i:i + 1], batch['img_metas'][i:i + 1], rescale=True)[0] for i in range(2)]
         assert all(np.allclose(a, b, atol=1e-3) for x, y in zip(both, alone) for a, b in zip(x[0], y[0]) if a.shape == b.shape)
         assert len(model.aug_test([batch['img'][:1]] * 2, [batch['img_metas'][:1]] * 2, rescale=True)[0]) == 2
+
+
+# C2, D5, D6, D7: many GPUs (here processes on the CPU), many machines, Slurm
+
+@pytest.fixture(scope='module')
+def shapes_run(tmp_path_factory):
+    "A tiny RetinaNet on synthetic shapes, its weights, and an environment for commands"
+    import os
+    from test_distributed import CONFIG as TINY, root as project
+    from detnb.cli.main import main
+    from detnb.datasets.shapes import make_shapes
+    folder = tmp_path_factory.mktemp('many')
+    for seed, (name, n) in enumerate((('train', 8), ('val', 5))): make_shapes(folder, n, (96, 64), seed=seed, name=name, empty=0.)
+    (folder/'tiny.py').write_text(TINY.format(root=str(folder)) + "runner = dict(max_epochs=1)\n")
+    assert main(['train', str(folder/'tiny.py'), '--work-dir', str(folder/'one'), '--seed', '0', '--cfg-options', 'data.samples_per_gpu=4']) == 0
+    env = {k: v for k, v in os.environ.items() if k not in ('NNODES', 'NODE_RANK', 'PORT', 'MASTER_ADDR', 'MASTER_PORT', 'GPUS', 'SRUN_ARGS')}
+    return folder, {**env, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '-1', 'PYTHONPATH': f'{project}{os.pathsep}{env.get("PYTHONPATH", "")}',
+                    'PATH': f'{Path(sys.executable).parent}{os.pathsep}{env["PATH"]}'}
+
+
+def started(env, *command, **more):
+    import subprocess
+    return subprocess.Popen([str(c) for c in command], env={**env, **more}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(*processes):
+    said = [p.communicate(timeout=280)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), '\n\n'.join(said)[-4000:]
+    return said
+
+
+def trained_alike(a, b):
+    "Two processes with two images train as one with four"
+    ours, theirs = (torch.load(p/'latest.pth', weights_only=True)['state_dict'] for p in (a, b))
+    assert all(torch.allclose(v.float(), theirs[k].float(), atol=2e-5) for k, v in ours.items())
+
+
+detnb_command = (sys.executable, '-m', 'detnb.cli.main')
+
+
+def test_c2_test_on_several_gpus(shapes_run, tmp_path):
+    "dist_test.sh CONFIG CHECKPOINT GPUS; five images for two processes"
+    import pickle
+    from detnb.cli.main import main
+    from detnb.foundation.distributed import free_port
+    folder, env = shapes_run
+    args = [folder/'tiny.py', folder/'one'/'latest.pth']
+    ended(started(env, *detnb_command, 'dist', 'test', *args, 2, '--eval', 'bbox', '--out', tmp_path/'two.pkl', '--work-dir', tmp_path, PORT=str(free_port())))
+    assert main(['test', *map(str, args), '--eval', 'bbox', '--out', str(tmp_path/'one.pkl'), '--work-dir', str(tmp_path/'alone')]) == 0
+    one, two = (pickle.loads((tmp_path/f'{n}.pkl').read_bytes()) for n in ('one', 'two'))
+    assert len(one) == len(two) == 5 and all(np.allclose(x, y, atol=1e-4) for a, b in zip(one, two) for x, y in zip(a, b))
+    metrics = [json.loads(next(p.glob('eval_*.json')).read_text())['metric'] for p in (tmp_path, tmp_path/'alone')]
+    assert metrics[0] == metrics[1] and 'bbox_mAP' in metrics[0]
+
+
+def test_d5_two_jobs_on_one_machine(shapes_run, tmp_path):
+    "dist_train.sh CONFIG GPUS, twice, with two ports; torchrun itself is the same"
+    from detnb.foundation.distributed import free_port
+    folder, env = shapes_run
+    options = ['--work-dir', tmp_path/'a', '--no-validate']
+    a = started(env, *detnb_command, 'dist', 'train', folder/'tiny.py', 2, *options, PORT=str(free_port()))
+    b = started(env, sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}', '-m', 'detnb.cli.main', 'train',
+                folder/'tiny.py', '--seed', 0, '--launcher', 'pytorch', '--work-dir', tmp_path/'b')
+    ended(a, b)
+    for run in 'ab': trained_alike(tmp_path/run, folder/'one')
+    logs = [json.loads(line) for f in (tmp_path/'b').glob('*.log.json') for line in open(f)]
+    assert len(list((tmp_path/'b').glob('*.log'))) == 1 and 'bbox_mAP' in logs[-1]         # one process writes
+
+
+def test_d6_two_machines(shapes_run, tmp_path):
+    "NNODES=2 NODE_RANK=0|1 PORT=... MASTER_ADDR=... dist_train.sh CONFIG GPUS, both on this machine"
+    from detnb.foundation.distributed import free_port
+    folder, env = shapes_run
+    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free_port()))
+    ended(*[started(env, *detnb_command, 'dist', 'train', folder/'tiny.py', 1, '--work-dir', tmp_path, '--no-validate', **where, NODE_RANK=str(n)) for n in range(2)])
+    trained_alike(tmp_path, folder/'one')
+
+
+SRUN = '''#!/usr/bin/env bash
+# stands for srun: two tasks on this machine
+while [[ $1 == -* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_NODELIST=localhost
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@"; wait $first
+'''
+
+
+def test_d7_slurm(shapes_run, tmp_path):
+    "GPUS=2 slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR, with a port; what sbatch would run, run by bash with a stand-in for srun"
+    from detnb.foundation.distributed import free_port
+    folder, env = shapes_run
+    (tmp_path/'srun').write_text(SRUN); (tmp_path/'srun').chmod(0o755)
+    ended(started(env, *detnb_command, 'slurm', 'train', 'gpu', 'tiny_job', folder/'tiny.py', tmp_path/'run', '--seed', 0, '--no-validate',
+                  '--cfg-options', f'dist_params.port={free_port()}', GPUS='2', SRUN_ARGS='--time=1:00:00'))
+    script = tmp_path/'run'/'tiny_job.sbatch'
+    lines = script.read_text().splitlines()
+    assert {f'#SBATCH --{x}' for x in ('partition=gpu', 'job-name=tiny_job', 'ntasks=2', 'ntasks-per-node=2', 'gres=gpu:2', 'cpus-per-task=5', 'time=1:00:00')} <= set(lines)
+    ended(started({**env, 'PATH': f'{tmp_path}:{env["PATH"]}'}, 'bash', script, SLURM_JOB_ID='77'))
+    trained_alike(tmp_path/'run', folder/'one')

@@ -68,7 +68,7 @@ def unpacked_error(content: bytes | None, brief: str, text: str, rank: int, worl
     e.__cause__ = OtherProcess(text)
     return e
 
-# %% ../../nbs/training/57_launch.ipynb #f34eaf9a
+# %% ../../nbs/training/57_launch.ipynb #e2428c19
 class _Room:
     "The processes of a launch, and what they have said"
     def __init__(self, world): self.world, self.members, self.results, self.error, self.bar, self.curves = world, {}, {}, None, None, Curves()
@@ -95,7 +95,7 @@ class _Room:
         ends = None
         while self.members:
             for pipe in wait(list(self.members), 1.): self.hear(self.members[pipe][0], pipe)
-            if self.error is not None and ends is None: ends = time.monotonic() + 5.
+            if self.error is not None and ends is None: ends = time.monotonic() + 2.
             if ends and time.monotonic() > ends: self.end()
 
     def end(self, signum=signal.SIGTERM):
