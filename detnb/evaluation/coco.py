@@ -24,7 +24,7 @@ def read_coco(ann_file, # path of a COCO JSON
     if lacks: raise ValueError(f'annotation file {str(ann_file)!r} lacks the list {" and ".join(lacks)}; it has {", ".join(data) or "nothing"}')
     return data
 
-# %% ../../nbs/evaluation/60_coco.ipynb #1c580e6a
+# %% ../../nbs/evaluation/60_coco.ipynb #51dde59f
 class COCO(_COCO):
     "The index of a COCO annotation file, with methods by `camelCase` and by `snake_case`"
     def __init__(self, annotation_file=None): # path of a JSON, or what is in one
@@ -34,6 +34,9 @@ class COCO(_COCO):
         for ann in self.dataset.get('annotations', []): # two keys that converters often forget
             if 'iscrowd' not in ann: ann['iscrowd'] = 0
             if 'area' not in ann and 'bbox' in ann: ann['area'] = ann['bbox'][2] * ann['bbox'][3]
+        anns = self.dataset.get('annotations', [])
+        for ann in anns:                                # 0 means `not found` inside the COCO API
+            if ann.get('id') == 0: ann['id'] = max(a['id'] for a in anns) + 1
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
