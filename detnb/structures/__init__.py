@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping',
            'bbox_mapping_back', 'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps',
-           'stack_padded', 'unstack_padded', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix',
-           'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'INSTANCE_OFFSET', 'PanopticResult',
-           'id2rgb', 'rgb2id']
+           'stack_ignored', 'stack_padded', 'unstack_padded', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks',
+           'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'INSTANCE_OFFSET',
+           'PanopticResult', 'id2rgb', 'rgb2id']
 
-# %% ../../nbs/structures/00_structures.ipynb #9f30b10e
+# %% ../../nbs/structures/00_structures.ipynb #d87e8ca8
 from .affine import rotation_matrix, warp_affine
 from .boxes import (bbox2distance, bbox2result, bbox2roi, bbox_area, bbox_cxcywh_to_xyxy, bbox_flip, bbox_mapping,
                                     bbox_mapping_back, bbox_xyxy_to_cxcywh, clip_boxes, distance2bbox, roi2bbox)
 from .masks import BaseInstanceMasks, BitmapMasks
 from .overlaps import bbox_overlaps
-from .padding import stack_padded, unstack_padded
+from .padding import stack_ignored, stack_padded, unstack_padded
 from .panoptic import INSTANCE_OFFSET, PanopticResult, id2rgb, rgb2id
 from .polygons import PolygonMasks
 from .results import DetectionResult, InstanceResult, as_result
 
-# %% ../../nbs/structures/00_structures.ipynb #5954556e
+# %% ../../nbs/structures/00_structures.ipynb #68b831d1
 _all_ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping', 'bbox_mapping_back',
-         'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps', 'stack_padded', 'unstack_padded',
+         'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps', 'stack_ignored', 'stack_padded', 'unstack_padded',
          'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result',
          'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AnchorHead', 'LevelFlags', 'matched']
 
-# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #02fb8599
+# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #8c1e21ed
 import torch
 from torch import nn, Tensor
 from ...foundation.distributed import reduce_mean
-from ...structures.padding import stack_padded
+from ...structures.padding import stack_ignored, stack_padded
 from ..builder import HEADS, build_loss
 from ..targets.builder import build_assigner, build_bbox_coder, build_prior_generator, build_sampler, overridden
 from ..targets import anchors as _anchors, delta_coder as _delta_coder # they register what the defaults below name
@@ -107,7 +107,7 @@ def _inside(self, priors, mask, img_metas):
 
 AnchorHead.get_anchors, AnchorHead._inside = _get_anchors, _inside
 
-# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #f907ebe4
+# %% ../../../nbs/models/dense_heads/20_anchor_head.ipynb #d12ebd44
 def _assign_anchors(self, anchor_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list=None, gt_labels_list=None):
     "Priors (P, 4) or (B, P, 4), true boxes (B, G, 4), their labels or None, the assignment (B, P), and what was drawn (or None)"
     shared = all(level is first for levels in anchor_list for level, first in zip(levels, anchor_list[0]))
@@ -116,9 +116,7 @@ def _assign_anchors(self, anchor_list, valid_flag_list, gt_bboxes_list, img_meta
     usable = self._inside(priors, mask, img_metas)
     gts, real = stack_padded(gt_bboxes_list)
     labels = None if gt_labels_list is None else stack_padded(gt_labels_list)[0]
-    ignore = None if gt_bboxes_ignore_list is None or all(i is None for i in gt_bboxes_ignore_list) else \
-        stack_padded([gts.new_zeros(0, 4) if i is None else i for i in gt_bboxes_ignore_list])
-    result = assign_all(self.assigner, priors, gts, real, ignore, None if self.sampling else labels, usable)
+    result = assign_all(self.assigner, priors, gts, real, stack_ignored(gt_bboxes_ignore_list, gts), None if self.sampling else labels, usable)
     return priors, gts, labels, result, sample_all(self.sampler, result, priors, gts, real, labels) if self.sampling else None
 
 AnchorHead.assign_anchors = _assign_anchors

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['BaseRoIHead', 'sample_proposals', 'StandardRoIHead', 'split_rows', 'batch_results']
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #296c4a68
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #702db189
 import torch
 from torch import Tensor
 from ...layers.module import BaseModule
 from ...ops.batched_nms import multiclass_nms
 from ...structures.boxes import bbox2roi, bbox_mapping, bbox_mapping_back
-from ...structures.padding import stack_padded
+from ...structures.padding import stack_ignored, stack_padded
 from ..builder import HEADS, build_head, build_roi_extractor, build_shared_head
 from ..targets.assigners import assign_all
 from ..targets.builder import build_assigner, build_sampler, overridden
@@ -52,7 +52,7 @@ class BaseRoIHead(MaskBranch, BaseModule):
             self.bbox_assigner = build_assigner(self.train_cfg['assigner'])
             self.bbox_sampler = build_sampler(self.train_cfg['sampler'], context=self)
 
-# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #d2c18c5a
+# %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #e99a2a37
 def sample_proposals(assigner, sampler,
                      proposals,             # list of (n, 4) or (n, 5), one an image
                      gt_bboxes,             # list of (G, 4)
@@ -63,11 +63,8 @@ def sample_proposals(assigner, sampler,
     "Assign and draw for a whole batch"
     boxes, real = stack_padded([p[:, :4] for p in proposals])
     (gts, valid), labels = stack_padded(gt_bboxes), stack_padded(gt_labels)[0]
-    ignore = None
-    if gt_bboxes_ignore is not None and any(i is not None for i in gt_bboxes_ignore):
-        ignore = stack_padded([gts.new_zeros(0, 4) if i is None else i for i in gt_bboxes_ignore])
     whole = len({len(p) for p in proposals}) == 1 and len(proposals[0]) > 0
-    assigned = assign_all(assigner, boxes, gts, valid, ignore, labels, None if whole else real)
+    assigned = assign_all(assigner, boxes, gts, valid, stack_ignored(gt_bboxes_ignore, gts), labels, None if whole else real)
     return sample_all(sampler, assigned, boxes, gts, valid, labels, feats=feats)
 
 # %% ../../../nbs/models/roi_heads/50_standard_roi_head.ipynb #cfa011a7
