@@ -56,7 +56,7 @@ def _open(url: str, part: Path, timeout: float):
         if not re.match(rf'bytes {begin}-', sent): raise FetchError(f'{url} was asked for the bytes from {begin} on and sent {sent!r}')
     return answer, begin if answer.status == 206 else 0
 
-# %% ../../nbs/foundation/55_fetch.ipynb #d79f3994
+# %% ../../nbs/foundation/55_fetch.ipynb #af1efee6
 def _transfer(url: str, part: Path, tell: Callable, timeout: float):
     "One connection: as much as it brings"
     answer, begin = _open(url, part, timeout)
@@ -69,7 +69,7 @@ def _transfer(url: str, part: Path, tell: Callable, timeout: float):
             json.dump(dict(url=url, mark=None if (mark or '').startswith('W/') else mark), f)
         with open(part, 'ab' if begin else 'wb') as f:
             tell(begin, total)
-            while block := answer.read(1 << 18):
+            while block := answer.read1(1 << 18):       # what is there already; read() would wait for all of it
                 f.write(block)
                 tell(f.tell(), total)
             got = f.tell()

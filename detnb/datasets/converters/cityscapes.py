@@ -85,7 +85,7 @@ def read_street(picture: Path, images: Path, truth: Path, gt_dir: str) -> tuple:
         add_note(e, f'while reading the annotations of {picture}')
         raise
 
-# %% ../../../nbs/datasets/converters/25_cityscapes.ipynb #6041162a
+# %% ../../../nbs/datasets/converters/25_cityscapes.ipynb #949b56dc
 def cityscapes_to_coco(cityscapes_path: str | os.PathLike, # folder with leftImg8bit and gtFine
                        out_dir: str | os.PathLike | None = None, # where to; None: into cityscapes_path
                        img_dir: str = 'leftImg8bit', # folder of the pictures
@@ -107,7 +107,7 @@ def cityscapes_to_coco(cityscapes_path: str | os.PathLike, # folder with leftImg
             read = pool.map(lambda p: read_street(p, root/img_dir/split, root/gt_dir/split, gt_dir), pictures)
             for i, (image, found) in enumerate(track(read, len(pictures), f'Cityscapes {split}')):
                 images.append(dict(id=i, **image))
-                annotations += [dict(id=len(annotations) + k, image_id=i, **a) for k, a in enumerate(found)]
+                annotations += [dict(id=len(annotations) + k, image_id=i, **a) for k, a in enumerate(found, 1)]     # the COCO API's ids begin with 1
         path = Path(out_dir or root)/f'instancesonly_filtered_{gt_dir}_{split}.json'
         content = save_coco(None, images, annotations, CLASS_IDS)
         dump({**content, 'categories': [dict(id=i, name=n) for n, i in CLASS_IDS.items()]}, path)
