@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'EPILOG', 'SLIPS', 'make_parser', 'top_parser', 'Slip', 'UsageError', 'told', 'main', 'read_config',
-           'add_config_options', 'add_launcher', 'join']
+           'add_config_options', 'add_run_options', 'apply_device', 'join']
 
 # %% ../../nbs/cli/10_main.ipynb #c89f5769
 import argparse, importlib, os, sys
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print(told(e), file=sys.stderr)
         return 1
 
-# %% ../../nbs/cli/10_main.ipynb #4d433f91
+# %% ../../nbs/cli/10_main.ipynb #ceda21e4
 def read_config(path: str, options: dict | None = None) -> Config:
     "A config with the options of the command line, roots and ${...} filled in"
     from detnb.foundation.config_roots import replace_cfg_vals, update_data_root
@@ -101,11 +101,21 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='change values of the config: optimizer.lr=0.005 data.samples_per_gpu=4 model.roi_head.bbox_head.num_classes=3')
 
-def add_launcher(parser: argparse.ArgumentParser) -> None:
-    "The options of a run in several processes"
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='who started the processes (torchrun: pytorch)')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+# %% ../../nbs/cli/10_main.ipynb #e6a8d885
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    "The options of a run over a data set: its device, its config and its processes"
+    add = parser.add_argument
+    add('--gpu-ids', type=int, nargs='+', help='(old) the first is used; one process uses one')
+    add('--gpu-id', type=int, default=0, help='which GPU')
+    add('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    add_config_options(parser)
+    add('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='who started the processes (torchrun: pytorch)')
+    add('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+
+def apply_device(args: argparse.Namespace, cfg: Config) -> None:
+    "Put the device that the options name into the config"
+    cfg.gpu_ids = [(args.gpu_ids or [args.gpu_id])[0]]
+    if args.device: cfg.device = args.device
 
 def join(args: argparse.Namespace, cfg: Config) -> bool:
     "Join the other processes, if there are any, as dist_params say; returns whether"

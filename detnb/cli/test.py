@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'NOT_FOR_EVALUATE', 'parser', 'check', 'test_set', 'load_model', 'report', 'run']
 
-# %% ../../nbs/cli/30_test.ipynb #e7ad8f43
+# %% ../../nbs/cli/30_test.ipynb #a68feabc
 import argparse, time
 from pathlib import Path
 from typing import Any
 
-from .main import UsageError, add_config_options, add_launcher, join, make_parser, read_config
+from .main import UsageError, add_run_options, apply_device, join, make_parser, read_config
 from ..foundation.config import Config, DictAction
 from ..foundation.files import dump
 
-# %% ../../nbs/cli/30_test.ipynb #8557222d
+# %% ../../nbs/cli/30_test.ipynb #70cd38d8
 EXAMPLES = '''examples:
   detnb test faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py faster_rcnn.pth --eval bbox
   detnb test my_voc_config.py runs/b/latest.pth --eval mAP --show-dir pictures --show-score-thr 0.5
@@ -37,13 +37,9 @@ def parser() -> argparse.ArgumentParser:
     add('--eval-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='for the evaluation: classwise=True iou_thr=0.5')
     add('--options', nargs='+', action=DictAction, dest='eval_options', help='(old) as --eval-options')
     add('--fuse-conv-bn', action='store_true', help='fold batch normalisation into the convolutions for good')
-    add('--gpu-ids', type=int, nargs='+', help='(old) the first is used')
-    add('--gpu-id', type=int, default=0, help='which GPU')
-    add('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     add('--gpu-collect', action='store_true', help='several processes: bring the results together through torch.distributed (the default)')
     add('--tmpdir', help='several processes: bring the results together through files in this folder, which all machines see')
-    add_config_options(p)
-    add_launcher(p)
+    add_run_options(p)
     return p
 
 # %% ../../nbs/cli/30_test.ipynb #78bb6648
@@ -54,7 +50,7 @@ def check(args: argparse.Namespace) -> None:
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')): raise UsageError(f'--out must be a .pkl file, not {args.out}')
 
-# %% ../../nbs/cli/30_test.ipynb #9420f397
+# %% ../../nbs/cli/30_test.ipynb #d72ecf6b
 def test_set(cfg: Config) -> Any:
     "The test set of a config, or several as one"
     from detnb.apis.test import for_batches
@@ -79,8 +75,7 @@ def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> Any:
         from detnb.layers.fold import fuse_conv_bn
         model = fuse_conv_bn(model.eval())
     model.CLASSES = (found.get('meta') or {}).get('CLASSES', dataset.CLASSES)
-    cfg.gpu_ids = [(args.gpu_ids or [args.gpu_id])[0]]
-    if args.device: cfg.device = args.device
+    apply_device(args, cfg)
     device = pick_device(cfg)
     if cfg.get('fp16') and device.type != 'cpu': wrap_fp16_model(model)
     return prepare_model(model, device)

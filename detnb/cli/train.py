@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'parser', 'apply', 'datasets_of', 'run']
 
-# %% ../../nbs/cli/20_train.ipynb #8a36d772
+# %% ../../nbs/cli/20_train.ipynb #2b492c71
 import argparse, time
 from pathlib import Path
 
-from .main import add_config_options, add_launcher, join, make_parser, read_config
+from .main import add_run_options, apply_device, join, make_parser, read_config
 from ..foundation.config import Config, DictAction
 
-# %% ../../nbs/cli/20_train.ipynb #e1a06ad0
+# %% ../../nbs/cli/20_train.ipynb #f2b881b3
 EXAMPLES = '''examples:
   detnb train faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py
   detnb train my_config.py --work-dir runs/b --seed 0 --cfg-options optimizer.lr=0.005 data.samples_per_gpu=4
@@ -30,27 +30,22 @@ def parser() -> argparse.ArgumentParser:
     add('--auto-resume', action='store_true', help='go on from the newest checkpoint in the work folder, if there is one')
     add('--no-validate', action='store_true', help='do not evaluate during training')
     add('--gpus', type=int, help='(old) number of GPUs; one process uses one')
-    add('--gpu-ids', type=int, nargs='+', help='(old) the first is used')
-    add('--gpu-id', type=int, default=0, help='which GPU')
-    add('--device', help="such as cpu or cuda:1 (default: a GPU if there is one)")
     add('--seed', type=int, help='seed of everything random (default: the resumed run\'s, else a new one, which the log tells)')
     add('--diff-seed', action='store_true', help='another seed in each process')
     add('--deterministic', action='store_true', help='repeatable GPU kernels')
     add('--auto-scale-lr', action='store_true', help="scale the learning rate by the batch size against the config's auto_scale_lr.base_batch_size")
     add('--options', nargs='+', action=DictAction, dest='cfg_options', help='(old) as --cfg-options')
-    add_config_options(p)
-    add_launcher(p)
+    add_run_options(p)
     return p
 
-# %% ../../nbs/cli/20_train.ipynb #51e66cad
+# %% ../../nbs/cli/20_train.ipynb #a90497cf
 def apply(args: argparse.Namespace, cfg: Config) -> None:
     "Put what the options say into the config"
     if args.work_dir: cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'): cfg.work_dir = f'work_dirs/{Path(args.config).stem}'
     if args.resume_from: cfg.resume_from = args.resume_from
     cfg.auto_resume = args.auto_resume
-    cfg.gpu_ids = [(args.gpu_ids or [args.gpu_id])[0]]
-    if args.device: cfg.device = args.device
+    apply_device(args, cfg)
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise KeyError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the batch size that optimizer.lr was made for')
