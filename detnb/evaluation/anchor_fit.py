@@ -53,7 +53,7 @@ def kmeans_anchors(whs: np.ndarray,  # (N, 2)
         anchors, before = np.where(count > 0, sums / np.maximum(count, 1), anchors), nearest
     return by_area(anchors)
 
-# %% ../../nbs/evaluation/84_anchor_fit.ipynb #c4749f34
+# %% ../../nbs/evaluation/84_anchor_fit.ipynb #87e1176f
 def evolved_anchors(whs: np.ndarray,  # (N, 2)
                     num_anchors: int, input_shape, # width and height that no anchor exceeds
                     iters: int = 1000, seed: int = 0,
@@ -66,6 +66,7 @@ def evolved_anchors(whs: np.ndarray,  # (N, 2)
     cost = lambda sets: 1 - np.concatenate([mean_best(sample, s) for s in np.array_split(sets, parts)])
     strata = (draw.permuted(np.tile(np.arange(n)[:, None], num_anchors * 2), axis=0) + draw.random((n, num_anchors * 2))) / n
     members = strata.reshape(n, num_anchors, 2) * np.asarray(input_shape, float)     # a Latin square: each stratum of each number once
+    members[0] = kmeans_anchors(sample, num_anchors, seed=seed)                        # so that k-means is never better
     costs = cost(members)
     for _ in range(iters):
         a, b = (draw.integers(0, n, n) for _ in range(2))
