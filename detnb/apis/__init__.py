@@ -6,10 +6,11 @@
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch',
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
            'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
-           'detect_video']
+           'detect_video', 'download_dataset']
 
-# %% ../../nbs/apis/00_apis.ipynb #20d06c68
+# %% ../../nbs/apis/00_apis.ipynb #5f2a4858
 from .asynchronous import async_inference_detector
+from .downloads import download_dataset
 from .inference import inference_detector, init_detector, show_result_pyplot
 from .inside import show_anchors, show_assignment, show_nms, show_proposals
 from .test import multi_gpu_test, single_gpu_test
@@ -19,7 +20,7 @@ from ..foundation.logging import get_root_logger
 from ..training.launch import launch
 from ..training.seeds import init_random_seed, set_random_seed
 
-# %% ../../nbs/apis/00_apis.ipynb #af0065c6
+# %% ../../nbs/apis/00_apis.ipynb #7b62777a
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch', 'single_gpu_test',
          'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
-         'detect_frames', 'detect_stream', 'detect_video']
+         'detect_frames', 'detect_stream', 'detect_video', 'download_dataset']

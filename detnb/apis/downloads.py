@@ -17,7 +17,7 @@ from ..foundation.fetch import FetchError, fetch
 from ..foundation.unpack import is_archive, unpack
 from ..training.progress import make_bar
 
-# %% ../../nbs/apis/90_downloads.ipynb #83412b3a
+# %% ../../nbs/apis/90_downloads.ipynb #f0b53aa0
 @dataclass
 class Archive:
     "A file of a data set"
@@ -30,7 +30,7 @@ class Archive:
 
 def _coco(path, size=None, digest=None, into=''):
     return Archive([f'http://images.cocodataset.org/{path}', f'https://s3.amazonaws.com/images.cocodataset.org/{path}'], size, digest, into)
-def _lvis(name, size, digest):
+def _lvis(name, size=None, digest=None):
     return Archive([f'https://s3-us-west-2.amazonaws.com/dl.fbaipublicfiles.com/LVIS/{name}', f'https://dl.fbaipublicfiles.com/LVIS/{name}'],
                    size, digest, 'annotations')
 def _voc(year, name, size=None, digest=None):
@@ -42,7 +42,7 @@ _VAL = _coco('zips/val2017.zip', 815585330, '4f7e2ccb2866ec5041993c9cf2a952bbed6
 _TEST = _coco('zips/test2017.zip', 6646970404, 'c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba')
 _INSTANCES = _coco('annotations/annotations_trainval2017.zip', 252907541, '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268')
 
-# %% ../../nbs/apis/90_downloads.ipynb #29fc9b29
+# %% ../../nbs/apis/90_downloads.ipynb #52966dda
 DOWNLOADS = {           # name -> folder where the configs look, archives
     'coco2017': ('data/coco', [_TRAIN, _VAL, _TEST, _INSTANCES]),
     'coco2017_val': ('data/coco', [_VAL, _INSTANCES]),
@@ -57,6 +57,7 @@ DOWNLOADS = {           # name -> folder where the configs look, archives
     'lvis': ('data/lvis_v1', [
         _lvis('lvis_v1_train.json.zip', 350264821, '334a4caa374030a7817cf050364525e910f7960f9b6968cef47cffbf3893f8ba'),
         _lvis('lvis_v1_val.json.zip', 64026968, '5cae9a3c79aadb667550c2b5dcf7f4d86e059a41ec91ef690225b667e28e9ba5')]),
+    'lvis_v0.5': ('data/lvis_v0.5', [_lvis('lvis_v0.5_train.json.zip'), _lvis('lvis_v0.5_val.json.zip')]),
     'voc2007': ('data', [_voc(2007, 'VOCtrainval_06-Nov-2007.tar', 460032000, 'c52e279531787c972589f7e41ab4ae64'),
                          _voc(2007, 'VOCtest_06-Nov-2007.tar', 451020800, 'b6e924de25625d8de591ea690078ad9f'),
                          _voc(2007, 'VOCdevkit_08-Jun-2007.tar')]),

@@ -10,8 +10,8 @@ import importlib, os
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/foundation/12_missing.ipynb #793b4735
-FETCHED = {'lvis_v0.5': 'lvis', 'lvis_v1': 'lvis', 'lvis': 'lvis', 'voc2007': 'voc2007', 'voc2012': 'voc2012', 'balloon': 'balloon',
+# %% ../../nbs/foundation/12_missing.ipynb #def8ffa7
+FETCHED = {'lvis_v0.5': 'lvis_v0.5', 'lvis_v1': 'lvis', 'lvis': 'lvis', 'voc2007': 'voc2007', 'voc2012': 'voc2012', 'balloon': 'balloon',
            'coco': 'coco2017'}      # folder in a path -> what `detnb download` calls it
 
 def how_to_get(path: str | os.PathLike) -> str: # empty where the path does not tell which data set it is

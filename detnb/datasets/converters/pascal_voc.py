@@ -44,7 +44,7 @@ def voc_infos(devkit: str | os.PathLike, # folder with VOC2007 and the like in i
     check_found(classes, seen, str(list_file))
     return infos
 
-# %% ../../../nbs/datasets/converters/20_pascal_voc.ipynb #e68f1cb7
+# %% ../../../nbs/datasets/converters/20_pascal_voc.ipynb #8a7f85a7
 def infos_to_coco(infos: list, # in the middle format
                   classes,     # names, in the order of their labels
                   out=None,    # where to; None: only return it
@@ -58,8 +58,9 @@ def infos_to_coco(infos: list, # in the middle format
             boxes = np.asarray(ann.get('bboxes' + suffix, ()), float).reshape(-1, 4)
             for (x1, y1, x2, y2), label in zip(boxes.tolist(), np.asarray(ann.get('labels' + suffix, ())).tolist()):
                 width, height = x2 - x1, y2 - y1
-                annotations.append(dict(id=len(annotations) + 1, image_id=i, category_id=int(label), bbox=[x1, y1, width, height], area=width * height,
-                                        segmentation=[[x1, y1, x1, y2, x2, y2, x2, y1]], iscrowd=0, ignore=int(bool(suffix))))
+                annotations.append(dict(id=len(annotations) + 1, image_id=i, category_id=int(label), bbox=[x1, y1, width, height],
+                                        area=width * height, segmentation=[[x1, y1, x1, y2, x2, y2, x2, y1]], iscrowd=0,
+                                        ignore=int(bool(suffix))))
     return save_coco(out, images, annotations, classes)
 
 # %% ../../../nbs/datasets/converters/20_pascal_voc.ipynb #f6374ae4
