@@ -83,3 +83,52 @@ def test_mlflow(tmp_path, monkeypatch):
 def test_a_missing_package_is_told_before_the_run(hook, package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=f'pip install {package}'): runner_with(tmp_path, dict(type=hook))
+
+
+def test_wandb_gets_config_checkpoints_and_pictures(tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    import numpy as np
+    from PIL import Image
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    for i in range(3): Image.fromarray(np.full((40, 60, 3), 60 * i, np.uint8)).save(tmp_path/f'{i}.png')
+
+    class Pictures(Exam):
+        CLASSES, img_prefix = ('cat', 'dog'), str(tmp_path)
+        data_infos = [dict(filename=f'{i}.png') for i in range(3)]
+        def get_ann_info(self, i): return dict(bboxes=np.array([[1, 2, 30, 20]]), labels=np.array([i % 2]))
+
+    boxes = [np.array([[1, 2, 29, 21, .8]], np.float32), np.zeros((0, 5), np.float32)]
+    mask = np.zeros((40, 60), bool); mask[2:21, 1:29] = True
+    hook = dict(type='MMDetWandbHook', init_kwargs=dict(project='t', mode='offline'), log_checkpoint=True, log_checkpoint_metadata=True, num_eval_images=2)
+    runner, loader = runner_with(tmp_path/'run', hook, epochs=1)
+    runner.meta['config'] = 'optimizer = dict(type="SGD", lr=0.05)\n'
+    runner.register_hook(EvalHook(DataLoader(Pictures([torch.ones(1)])), test_fn=lambda model, loader: [(boxes, [[mask], []])] * 3), 'LOW')
+    logger = next(h for h in runner.hooks if type(h).__name__ == 'MMDetWandbHook')
+    tables, versions, original = [], [], logger.connect
+    def connect(r):
+        original(r)
+        log, version = logger.run.log, logger.run.log_artifact
+        monkeypatch.setattr(logger.run, 'log', lambda values, **kw: (tables.append(values.get('val/predictions')), log(values, **kw)))
+        monkeypatch.setattr(logger.run, 'log_artifact', lambda a, **kw: (versions.append((a, kw)), version(a, **kw)))
+    logger.connect = connect
+    runner.run([loader])
+    table, = [t for t in tables if t is not None]
+    assert [row[0] for row in table.data] == ['0.png', '2.png'] and table.data[0][2] == pytest.approx(.8)
+    kinds = {a.type: (a.metadata, kw.get('aliases')) for a, kw in versions}
+    assert kinds['model'] == (dict(epoch=1, iter=4, bbox_mAP=.25, bbox_mAP_copypaste='0.250 0.500'), ['latest', 'epoch_1']) and 'logs' in kinds
+    assert logger.run.config['optimizer'] == dict(type='SGD', lr=.05)
+
+
+def test_every_hook_and_builder_of_the_zoo_has_its_name():
+    from detnb.training import OPTIMIZER_BUILDERS, RUNNERS
+    names = '''CheckpointHook TextLoggerHook EvalHook DistEvalHook StepLrUpdaterHook OptimizerHook NumClassCheckHook Fp16OptimizerHook
+        TensorboardLoggerHook CheckInvalidLossHook SetEpochInfoHook ExpMomentumEMAHook SyncNormHook YOLOXLrUpdaterHook YOLOXModeSwitchHook
+        CosineAnnealingLrUpdaterHook MMDetWandbHook ClearMLLoggerHook ClosureHook CosineAnnealingMomentumUpdaterHook CosineRestartLrUpdaterHook
+        CyclicLrUpdaterHook CyclicMomentumUpdaterHook DistSamplerSeedHook DvcliveLoggerHook EMAHook EmptyCacheHook ExpLrUpdaterHook FixedLrUpdaterHook
+        FlatCosineAnnealingLrUpdaterHook GradientCumulativeFp16OptimizerHook GradientCumulativeOptimizerHook InvLrUpdaterHook IterTimerHook
+        LinearAnnealingLrUpdaterHook LinearAnnealingMomentumUpdaterHook LinearMomentumEMAHook MemoryProfilerHook MlflowLoggerHook NeptuneLoggerHook
+        OneCycleLrUpdaterHook OneCycleMomentumUpdaterHook PaviLoggerHook PolyLrUpdaterHook ProfilerHook SegmindLoggerHook StepMomentumUpdaterHook
+        SyncBuffersHook SyncRandomSizeHook WandbLoggerHook EarlyStoppingHook'''.split()
+    assert [n for n in names if n not in HOOKS] == []
+    assert {'EpochBasedRunner', 'IterBasedRunner', 'Runner'} <= set(RUNNERS)
+    assert {'DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor'} <= set(OPTIMIZER_BUILDERS)

@@ -12,9 +12,11 @@ __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBased
            'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
            'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
            'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook',
-           'SyncBuffersHook', 'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook']
+           'SyncBuffersHook', 'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook',
+           'MMDetWandbHook', 'NeptuneLoggerHook', 'ClearMLLoggerHook', 'DvcliveLoggerHook', 'SegmindLoggerHook',
+           'PaviLoggerHook', 'ProfilerHook', 'MemoryProfilerHook']
 
-# %% ../../nbs/training/00_training.ipynb #0ee6139f
+# %% ../../nbs/training/00_training.ipynb #52a5d6cb
 from .checkpoints import CheckpointHook
 from .checks import ClosureHook, DistSamplerSeedHook, EmptyCacheHook, NumClassCheckHook, SetEpochInfoHook, SyncBuffersHook
 from .device import to_device
@@ -33,11 +35,14 @@ from .runner import RUNNERS, BaseRunner
 from .schedule_hooks import LrUpdaterHook, MomentumUpdaterHook, schedule_curve
 from .seeds import init_random_seed, keep_random_state, set_random_seed
 from .state import find_latest_checkpoint
+from .other_trackers import ClearMLLoggerHook, DvcliveLoggerHook, NeptuneLoggerHook, PaviLoggerHook, SegmindLoggerHook
+from .prediction_tables import MMDetWandbHook
+from .profiling import MemoryProfilerHook, ProfilerHook
 from .trackers import MlflowLoggerHook, TensorboardLoggerHook, TrackerHook, WandbLoggerHook
 from .averaging import EMAHook, ExpMomentumEMAHook, LinearMomentumEMAHook
 from .mode_switch import SyncNormHook, SyncRandomSizeHook, YOLOXModeSwitchHook
 
-# %% ../../nbs/training/00_training.ipynb #9dfad47d
+# %% ../../nbs/training/00_training.ipynb #7c85a7cc
 _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRunner', 'IterBasedRunner', 'build_runner', 'OPTIMIZERS',
          'OPTIMIZER_BUILDERS', 'DefaultOptimizerConstructor', 'LearningRateDecayOptimizerConstructor', 'build_optimizer', 'OptimizerHook',
          'GradientCumulativeOptimizerHook',
@@ -47,4 +52,5 @@ _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRu
          'DistSamplerSeedHook', 'SetEpochInfoHook', 'CheckInvalidLossHook', 'InvalidLossError', 'set_random_seed', 'init_random_seed',
          'keep_random_state', 'to_device', 'EMAHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook',
          'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook', 'SyncBuffersHook',
-         'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook']
+         'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook', 'MMDetWandbHook',
+         'NeptuneLoggerHook', 'ClearMLLoggerHook', 'DvcliveLoggerHook', 'SegmindLoggerHook', 'PaviLoggerHook', 'ProfilerHook', 'MemoryProfilerHook']
