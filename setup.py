@@ -14,6 +14,6 @@ setup(
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['detnb', 'detnb.*']), include_package_data=True, zip_safe=False,
     python_requires='>=' + s['min_python'], install_requires=s['requirements'].split(),
-    extras_require={'video': s['video_requirements'].split(), 'dev': s['dev_requirements'].split()},
+    extras_require={name.removesuffix('_requirements'): s[name].split() for name in s if name.endswith('_requirements')},
     entry_points={'console_scripts': [s['console_scripts']], 'nbdev': ['detnb=detnb._modidx:d']},
 )
