@@ -42,8 +42,9 @@ from .open_images import OpenImagesDataset
 from .open_images_challenge import OpenImagesChallengeDataset
 from .occluded_coco import OccludedSeparatedCocoDataset
 
-# %% ../../nbs/datasets/00_datasets.ipynb #6e370e24
-_all_ = ['browse_dataset', 'show_items', 'DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'CocoPanopticDataset', 'VOCDataset', 'XMLDataset',
+# %% ../../nbs/datasets/00_datasets.ipynb #4f22eb55
+_all_ = ['browse_dataset', 'show_items',
+         'DATASETS', 'PIPELINES', 'build_dataset', 'CustomDataset', 'CocoDataset', 'CocoPanopticDataset', 'VOCDataset', 'XMLDataset',
          'ClassBalancedDataset',
          'ConcatDataset', 'RepeatDataset', 'DatasetSummary', 'check_classes', 'PackedAnnotations', 'PackedList', 'ClassAwareSampler',
          'DistributedGroupSampler', 'DistributedSampler', 'GroupSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler',
