@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_FOR_EVALUATE', 'test_dataset', 'Predictions', 'error_pictures']
 
-# %% ../../nbs/apis/50_predictions.ipynb #628b2ba6
+# %% ../../nbs/apis/50_predictions.ipynb #b03dd698
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -24,7 +24,7 @@ from ..evaluation.error_analysis import KINDS, SIZES, error_analysis
 from ..evaluation.image_scores import best_and_worst, image_scores
 from ..foundation.config import Config
 from ..foundation.config_roots import replace_cfg_vals, update_data_root
-from ..foundation.files import load
+from ..evaluation.saved_results import load_results
 
 # %% ../../nbs/apis/50_predictions.ipynb #54cf11e7
 def test_dataset(cfg: Any,                # a Config, or a file, or the name of a shipped config
@@ -41,16 +41,16 @@ def test_dataset(cfg: Any,                # a Config, or a file, or the name of 
         if s.pop('samples_per_gpu', 1) > 1 and 'pipeline' in s: s.pipeline = for_batches(s.pipeline)
     return build_dataset(sets if len(sets) > 1 else sets[0], dict(test_mode=True))
 
-# %% ../../nbs/apis/50_predictions.ipynb #c1238171
+# %% ../../nbs/apis/50_predictions.ipynb #f87cbd84
 class Predictions:
     "A test set and what a detector found in it"
     def __init__(self,
                  dataset: Any,  # a dataset, a Config, or a config's name
-                 results: Any,  # one entry an image, or the path of a .pkl file that has them
+                 results: Any,  # one entry an image, or the path of a .pkl or .json file that has them
                  options: dict | None = None): # changes to the config
         self.dataset = dataset if hasattr(dataset, 'get_ann_info') or hasattr(dataset, 'datasets') else test_dataset(dataset, options)
         self.source = str(results) if isinstance(results, (str, Path)) else 'the results'
-        self.results = load(results) if isinstance(results, (str, Path)) else results
+        self.results = load_results(results) if isinstance(results, (str, Path)) else results
         if not isinstance(self.results, (list, tuple)):
             raise TypeError(f'{self.source}: a list is needed, an entry an image, not {type(self.results).__name__}')
         if len(self.results) != len(self.dataset):

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'NOT_FOR_EVALUATE', 'parser', 'check', 'test_set', 'load_model', 'report', 'run']
 
-# %% ../../nbs/cli/30_test.ipynb #a68feabc
+# %% ../../nbs/cli/30_test.ipynb #28e9b825
 import argparse, time
 from pathlib import Path
 from typing import Any
 
 from .main import UsageError, add_run_options, apply_device, join, make_parser, read_config
 from ..foundation.config import Config, DictAction
+from ..evaluation.saved_results import FORMATS, dump_results
 from ..foundation.files import dump
 
-# %% ../../nbs/cli/30_test.ipynb #70cd38d8
+# %% ../../nbs/cli/30_test.ipynb #88a2cf93
 EXAMPLES = '''examples:
   detnb test faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py faster_rcnn.pth --eval bbox
   detnb test my_voc_config.py runs/b/latest.pth --eval mAP --show-dir pictures --show-score-thr 0.5
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add('config', help='a config file, or the name of a shipped one')
     add('checkpoint', help='path or address of the weights')
     add('--work-dir', help='folder for the metrics, eval_<time>.json')
-    add('--out', help='write the raw results to this .pkl file')
+    add('--out', help='write the raw results to this .pkl or .json file')
     add('--eval', nargs='+', help='metrics: bbox, proposal, proposal_fast for COCO; mAP, recall for VOC')
     add('--format-only', action='store_true', help="write the results in the evaluation server's format, without evaluating")
     add('--show', action='store_true', help='show each picture')
@@ -42,13 +43,13 @@ def parser() -> argparse.ArgumentParser:
     add_run_options(p)
     return p
 
-# %% ../../nbs/cli/30_test.ipynb #78bb6648
+# %% ../../nbs/cli/30_test.ipynb #6a231240
 def check(args: argparse.Namespace) -> None:
     "Refuse options that make no sense together"
     if not (args.out or args.eval or args.format_only or args.show or args.show_dir):
         raise UsageError('say what to do with the results: --eval METRIC, --out FILE.pkl, --show, --show-dir DIR or --format-only')
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
-    if args.out and not args.out.endswith(('.pkl', '.pickle')): raise UsageError(f'--out must be a .pkl file, not {args.out}')
+    if args.out and not args.out.endswith(FORMATS): raise UsageError(f'--out must be a .pkl or .json file, not {args.out}')
 
 # %% ../../nbs/cli/30_test.ipynb #d72ecf6b
 def test_set(cfg: Config) -> Any:
@@ -80,14 +81,14 @@ def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> Any:
     if cfg.get('fp16') and device.type != 'cpu': wrap_fp16_model(model)
     return prepare_model(model, device)
 
-# %% ../../nbs/cli/30_test.ipynb #97715d69
+# %% ../../nbs/cli/30_test.ipynb #06676a33
 NOT_FOR_EVALUATE = ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals', 'by_epoch')
 
 def report(args: argparse.Namespace, cfg: Config, dataset: Any, results: list) -> dict | None:
     "Write and evaluate the results as asked; returns the metrics"
     if args.out:
         print(f'writing results to {args.out}')
-        dump([list(r) if isinstance(r, list) else r for r in results], args.out)
+        dump_results(results, args.out)
     options = dict(args.eval_options or {})
     if args.format_only: dataset.format_results(results, **options)
     if not args.eval: return None
