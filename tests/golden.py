@@ -25,10 +25,10 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py openimages/retinanet_r50_fpn_32x2_1x_openimages.py
     regnet/faster_rcnn_regnetx-400MF_fpn_mstrain_3x_coco.py scratch/faster_rcnn_r50_fpn_gn-all_scratch_6x_coco.py
     detectors/cascade_rcnn_r50_sac_1x_coco.py panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py wider_face/ssd300_wider_face.py
-    pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py
-    pisa/pisa_retinanet_r50_fpn_1x_coco.py
+    pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py pisa/pisa_retinanet_r50_fpn_1x_coco.py
     centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py
-    yolox/yolox_nano_8x8_300e_coco.py
+    yolox/yolox_nano_8x8_300e_coco.py yolo/yolov3_mobilenetv2_320_300e_coco.py fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py
+    legacy_1.x/faster_rcnn_r50_fpn_1x_coco_v1.py
     empirical_attention/faster_rcnn_r50_fpn_attention_0010_1x_coco.py'''.split()
 
 
