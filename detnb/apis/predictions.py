@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_FOR_EVALUATE', 'test_dataset', 'Predictions', 'error_pictures']
 
-# %% ../../nbs/apis/50_predictions.ipynb #b03dd698
+# %% ../../nbs/apis/50_predictions.ipynb #731942de
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -22,9 +22,9 @@ from ..evaluation.coco_records import results2records
 from ..evaluation.confusion import confusion_matrix, row_shares
 from ..evaluation.error_analysis import KINDS, SIZES, error_analysis
 from ..evaluation.image_scores import best_and_worst, image_scores
+from ..evaluation.saved_results import load_results
 from ..foundation.config import Config
 from ..foundation.config_roots import replace_cfg_vals, update_data_root
-from ..evaluation.saved_results import load_results
 
 # %% ../../nbs/apis/50_predictions.ipynb #54cf11e7
 def test_dataset(cfg: Any,                # a Config, or a file, or the name of a shipped config

@@ -56,7 +56,7 @@ def numbers(dataset, results: list, tasks=('bbox',), iou_thr: float = .5) -> dic
         out[task] = coco_numbers(evaluate_coco(dataset.coco, records[task], kind, ids, dataset.cat_ids, (1, 10, 100)))
     return out
 
-# %% ../../nbs/apis/55_robustness.ipynb #04407b26
+# %% ../../nbs/apis/55_robustness.ipynb #5a8177d8
 def corrupted(dataset, name: str, severity: int): # a corruption or 'None'; 0 to 5
     "Change a dataset so that its images come corrupted"
     steps = [s for s in dataset.pipeline.transforms if not isinstance(s, Corrupt)]
@@ -72,7 +72,7 @@ def test_robustness(model, dataset: Any,        # a detector; its test set, a Co
                     out: str | None = None,    # .pkl file for the figures, written after each run
                     samples_per_gpu: int = 1, workers: int = 0, seed: int = 0, # of the loader
                     progress: bool = True,
-                    after=None,                # called with (corruption, severity, results, dataset) after each
+                    show_dir: str | None = None, show_score_thr: float = .3, # pictures go to <show_dir>/<corruption>/<severity>/
                    ) -> dict:                  # corruption -> severity -> task -> figures
     "Figures of a detector for each corruption and severity"
     if isinstance(dataset, (str, Path, Config)): dataset = test_dataset(dataset)
@@ -82,12 +82,11 @@ def test_robustness(model, dataset: Any,        # a detector; its test set, a Co
             if severity == 0 and clean is not None: found.setdefault(name, {})[0] = clean; continue
             loader = build_dataloader(corrupted(dataset, name, severity), samples_per_gpu, workers, dist=False, shuffle=False, seed=seed)
             if progress: print(f'testing {name} at severity {severity}', flush=True)
-            results = single_gpu_test(model, loader, progress=progress)
+            results = single_gpu_test(model, loader, False, show_dir and f'{show_dir}/{name}/{severity}', show_score_thr, progress)
             figures = numbers(dataset, results, tasks, iou_thr)
             if severity == 0: clean = figures
             found.setdefault(name, {})[severity] = figures
             if out: dump(found, out)
-            if after: after(name, severity, results, dataset)
     if out: dump(found, out)
     return found
 

@@ -24,7 +24,7 @@ from ..foundation.config_roots import replace_cfg_vals, update_data_root
 from ..models.builder import build_detector
 from ..training.device import device_of, to_device
 
-# %% ../../nbs/apis/82_speed.ipynb #e74bc5ef
+# %% ../../nbs/apis/82_speed.ipynb #e0599e0a
 def seconds_each(model: nn.Module, batches, # a detector; batches of a test loader
                  max_iter: int = 2000,      # so many batches count
                  log_interval: int = 50,    # a line after so many; 0: none
@@ -47,12 +47,13 @@ def seconds_each(model: nn.Module, batches, # a detector; batches of a test load
                 if done > warmup: times.append((time.perf_counter() - start) / len(data['img_metas'][0]))
                 if log_interval and times and len(times) % log_interval == 0:
                     each = np.mean(times)
-                    log(f'Done image [{len(times):<3}/ {max_iter}], fps: {1 / each:.1f} img / s, times per image: {1000 * each:.1f} ms / img')
+                    log(f'Done image [{len(times):<3}/ {max_iter}], fps: {1 / each:.1f} img / s, '
+                        f'times per image: {1000 * each:.1f} ms / img')
                 if len(times) == max_iter: break
     if not times: raise ValueError('the test set is empty: there is nothing to measure')
     return np.array(times)
 
-# %% ../../nbs/apis/82_speed.ipynb #f373419c
+# %% ../../nbs/apis/82_speed.ipynb #a4c11e4f
 class Speed:
     "Seconds of each picture in each run"
     def __init__(self, runs: list): self.runs = [np.asarray(r) for r in runs]
@@ -64,6 +65,7 @@ class Speed:
         if len(self.runs) == 1: return f'Overall fps: {mean:.1f} img / s, times per image: {1000 * self.runs[0].mean():.1f} ms / img'
         return f'Overall fps: {self.fps} [{mean:.1f} ± {std:.1f}] img / s, times per image: {1000 / mean:.1f} ms / img'
 
+# %% ../../nbs/apis/82_speed.ipynb #852c75c2
 def measure_speed(cfg: Any,                 # a Config, or a file, or the name of a shipped config
                   checkpoint: str | None = None, # path or address of the weights; None: random ones
                   repeat_num: int = 1,      # so many runs

@@ -14,7 +14,7 @@ from ..foundation.errors import UnknownName
 from ..foundation.files import DiskFull
 from ..foundation.missing import MissingExtra, PortInUse
 
-# %% ../../nbs/cli/10_main.ipynb #56cce492
+# %% ../../nbs/cli/10_main.ipynb #5147f23b
 COMMANDS = {
     'train': 'train a detector',
     'test': 'run a detector over a data set and evaluate it',
@@ -29,10 +29,13 @@ COMMANDS = {
     'convert': 'write a data set in the format that detnb reads (Cityscapes, VOC, VIA, plain pictures ...)',
     'browse': 'show or write the pictures of a data set as they leave the pipeline',
     'print-config': 'print a config with its bases, roots and options filled in',
+    'analyze': 'curves of logs, best and worst images, errors, sizes, anchors, robustness; see `detnb analyze --help`',
+    'confusion-matrix': 'what a detector takes for what, from saved results',
+    'flops': 'parameters and multiply-adds of a config',
     'env': 'print versions and devices, for a bug report',
 }
 
-# %% ../../nbs/cli/10_main.ipynb #5155a79e
+# %% ../../nbs/cli/10_main.ipynb #2a091398
 EPILOG = '''examples:
   detnb demo --out first_try
   detnb train retinanet/retinanet_r50_fpn_1x_coco.py --work-dir runs/a --cfg-options data.samples_per_gpu=4
@@ -48,10 +51,10 @@ def make_parser(name: str, text: str, examples: str) -> argparse.ArgumentParser:
 def top_parser() -> argparse.ArgumentParser:
     "The parser of `detnb` itself"
     from detnb import __version__
-    parser = make_parser('', 'Object detection that you read, run and take apart in notebooks.', EPILOG)
+    listed = '\n'.join(f'  {name:<18}{text}' for name, text in COMMANDS.items())
+    parser = make_parser('', f'Object detection that you read, run and take apart in notebooks.\n\ncommands:\n{listed}', EPILOG)
     parser.add_argument('--version', action='version', version=f'detnb {__version__}')
-    listed = '\n'.join(f'{name}: {text}' for name, text in COMMANDS.items())
-    parser.add_argument('command', choices=COMMANDS, help=listed)
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of those above')
     parser.add_argument('options', nargs=argparse.REMAINDER, help='what that command takes')
     return parser
 

@@ -10,9 +10,9 @@ __all__ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 
            'ColorTransform', 'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug',
            'Collect', 'DefaultFormatBundle', 'ImageToTensor', 'ToDataContainer', 'ToTensor', 'Transpose',
            'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp', 'RandomAffine',
-           'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'InstaBoost', 'LoadPanopticAnnotations']
+           'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'Corrupt', 'InstaBoost', 'LoadPanopticAnnotations']
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #456eb2f0
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #224bb7eb
 from .compose import Compose, Transform, show_steps, seeded
 from .loading import (FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromWebcam,
                                                LoadMultiChannelImageFromFiles, LoadProposals)
@@ -36,9 +36,10 @@ from .random_affine import RandomAffine
 from .hsv import YOLOXHSVRandomAug
 from .copy_paste import CopyPaste
 from .albu import Albu
+from .corruptions import Corrupt
 from .instaboost import InstaBoost
 
-# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #8f724f00
+# %% ../../../nbs/datasets/transforms/00_transforms.ipynb #5f57c0bf
 _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadImageFromWebcam',
          'LoadMultiChannelImageFromFiles', 'LoadProposals', 'Resize', 'SegRescale', 'RandomFlip', 'Normalize', 'Pad', 'RandomCrop',
          'RandomShift',
@@ -47,4 +48,4 @@ _all_ = ['Compose', 'Transform', 'show_steps', 'seeded', 'FilterAnnotations', 'L
          'ContrastTransform', 'EqualizeTransform', 'AutoAugment', 'CutOut', 'MultiScaleFlipAug', 'Collect', 'DefaultFormatBundle',
          'ImageToTensor',
          'ToDataContainer', 'ToTensor', 'Transpose', 'WrapFieldsToLists', 'replace_ImageToTensor', 'to_tensor', 'Mosaic', 'MixUp',
-         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'InstaBoost', 'LoadPanopticAnnotations']
+         'RandomAffine', 'YOLOXHSVRandomAug', 'CopyPaste', 'Albu', 'Corrupt', 'InstaBoost', 'LoadPanopticAnnotations']
