@@ -302,3 +302,108 @@ def test_class_lists():
     for name, n in dict(lvis_v1=1203, oid_v6=601, openimages_challenge=500, obj365v1=365, obj365v2=365, det=200, vid=30, deepfashion=15).items():
         assert len(get_classes(name)) == n
     assert get_classes('obj365v1')[:2] == ['person', 'sneakers'] and 'tissue ' in get_classes('obj365v1')
+
+
+def test_open_images_figures_are_mmdetections():
+    "Hierarchy, image-level labels, fractions and groups together: figures of MMDetection 2.28.2's OpenImagesDataset.evaluate"
+    from detnb.datasets.open_images import OpenImagesDataset
+    rng, C, N, size = np.random.default_rng(3), 6, 30, (64, 48)
+    tree = np.eye(C); tree[0, 1] = tree[0, 2] = tree[1, 2] = tree[3, 2] = tree[4, 5] = 1
+    def boxes(n, s): p = rng.uniform(0, .6, (n, 2)); return np.hstack([p, p + rng.uniform(.3, 1, (n, 2)) * s]).clip(0, 1).astype(np.float32)
+    none = np.zeros((0, 4), np.float32)
+    anns = [dict(bboxes=boxes(4, .3), labels=rng.integers(0, C, 4), bboxes_ignore=none, labels_ignore=np.zeros(0, int), gt_is_group_ofs=rng.random(4) < .3) for _ in range(N)]
+    said, dets = [rng.integers(0, C, 1) for _ in range(N)], []
+    for a in anns:
+        result = []
+        for c in range(C):
+            b = np.vstack([a['bboxes'][a['labels'] == c], boxes(2, .3)]) * np.tile(size, 2); b = b + rng.normal(size=b.shape)
+            result.append(np.hstack([b, rng.random((len(b), 1))]).astype(np.float32) if rng.random() < .8 else np.zeros((0, 5), np.float32))
+        dets.append(result)
+    class Given(OpenImagesDataset):
+        def __init__(self): self.CLASSES, self.class_label_tree, self.get_supercategory, self.filter_labels, self.data_infos = tuple('abcdef'), tree, True, True, anns
+        def get_ann_info(self, idx): return dict(anns[idx])
+        def image_sizes(self): return [size] * N
+        def image_level_labels(self): return said
+    assert Given().evaluate(dets, logger='silent') == {'AP50': .311, 'mAP': pytest.approx(.31143924593925476, abs=1e-7)}
+    assert Given().evaluate(dets, logger='silent', iou_thr=[.5, .75], ioa_thr=[.5, .75]) == {'AP50': .311, 'AP75': .132, 'mAP': pytest.approx(.22188182920217514, abs=1e-7)}
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+
+
+def coco_file(path, classes, names, **more):
+    "Two pictures with a box of the first class each, in COCO's format"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [dict(id=i + 1, width=80, height=60, **{k: v.format(name=n) for k, v in more.items()}, neg_category_ids=[], not_exhaustive_category_ids=[]) for i, n in enumerate(names)]
+    anns = [dict(id=i + 1, image_id=i + 1, category_id=1, bbox=[10, 10, 40, 30], area=1200, iscrowd=0, segmentation=[[10, 10, 50, 10, 50, 40, 10, 40]]) for i in range(len(names))]
+    path.write_text(json.dumps(dict(images=images, annotations=anns, categories=[dict(id=i + 1, name=n, frequency='f') for i, n in enumerate(classes)])))
+
+
+def lay_out(name, root, cfg):
+    "The files that the train and val parts of a config name, with two pictures each"
+    names = ['a', 'b']
+    if name.startswith('cityscapes'):
+        make_streets(root, train=3, val=2)
+        return cityscapes_to_coco(root, out_dir=root/'annotations')
+    for split in ('train', 'val'):
+        part = cfg.data[split]
+        while 'dataset' in part: part = part['dataset']
+        for ann, prefix in zip(*([part[k]] if isinstance(part[k], str) else part[k] for k in ('ann_file', 'img_prefix'))):
+            ann, prefix = Path(ann), Path(prefix)
+            if part.type.startswith('LVIS'):
+                coco_file(ann, DATASETS.get(part.type).CLASSES, names, file_name='{name}.jpg', coco_url='http://images.cocodataset.org/' + split + '2017/{name}.jpg')
+                for n in names: picture(prefix/f'{n}.jpg'); picture(prefix/f'{split}2017'/f'{n}.jpg')
+            elif part.type == 'DeepFashionDataset':
+                coco_file(ann, DATASETS.get(part.type).CLASSES, names, file_name='{name}.jpg')
+                for n in names: picture(prefix/f'{n}.jpg')
+            elif part.type in ('VOCDataset', 'WIDERFaceDataset'):
+                ann.parent.mkdir(parents=True, exist_ok=True); ann.write_text('\n'.join(names)); (prefix/'Annotations').mkdir(parents=True, exist_ok=True)
+                for n in names:
+                    cls, where = ('face', '0--Parade') if part.type == 'WIDERFaceDataset' else ('cat', 'JPEGImages')
+                    picture(prefix/where/f'{n}.jpg')
+                    box = '<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox>'
+                    (prefix/'Annotations'/f'{n}.xml').write_text(f'<annotation><folder>{where}</folder><size><width>80</width><height>60</height></size><object><name>{cls}</name>{box}</object></annotation>')
+            else: open_images_files(part, ann, prefix, names)
+
+
+def open_images_files(part, ann, prefix, names):
+    code, challenge = '/m/0cmf2', part.type == 'OpenImagesChallengeDataset'
+    for p in (ann, Path(part.label_file), Path(part.hierarchy_file)): p.parent.mkdir(parents=True, exist_ok=True)
+    if challenge:
+        ann.write_text(''.join(f'{n}.jpg\n-1\n1\n1 0.1 0.1 0.6 0.7 0\n' for n in names)); Path(part.label_file).write_text(f'{code},Airplane,1\n')
+        with open(part.hierarchy_file, 'wb') as f: np.save(f, np.eye(2))
+    else:
+        head = 'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n'
+        ann.write_text(head + ''.join(f'{n},x,{code},1,0.1,0.6,0.1,0.7,0,0,0,0,0\n' for n in names)); Path(part.label_file).write_text(f'{code},Airplane\n')
+        Path(part.hierarchy_file).write_text(json.dumps(dict(LabelName='/m/0bl9f', Subcategory=[dict(LabelName=code)])))
+    for n in names: picture(prefix/f'{n}.jpg')
+    if part.get('image_level_ann_file'): Path(part.image_level_ann_file).write_text(f'ImageID,LabelName,Confidence\na,{code},1\n')
+
+
+@pytest.mark.parametrize('name', ['cityscapes/mask_rcnn_r50_fpn_1x_cityscapes', 'lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1', 'wider_face/ssd300_wider_face',
+    'lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_2x_lvis_v0.5', 'openimages/faster_rcnn_r50_fpn_32x2_cas_1x_openimages', 'openimages/ssd300_32x8_36e_openimages',
+    'pascal_voc/ssd300_voc0712', 'openimages/faster_rcnn_r50_fpn_32x2_1x_openimages_challenge', 'deepfashion/mask_rcnn_r50_fpn_15e_deepfashion'])
+def test_a_config_from_files_to_batches_and_figures(name, tmp_path, monkeypatch):
+    "The config as shipped, its root moved: a batch to train on, a sample to test, and the metric of its `evaluation`"
+    from detnb.datasets import build_dataloader
+    monkeypatch.setenv('MMDET_DATASETS', str(tmp_path)); monkeypatch.delenv('DETNB_DATASETS', raising=False)
+    cfg = Config.fromfile(configs/f'{name}.py')
+    update_data_root(cfg, logger='silent')
+    lay_out(name, tmp_path, cfg)
+    train, val = build_dataset(cfg.data.train), build_dataset(cfg.data.val, dict(test_mode=True))
+    sampler = cfg.data.get('train_dataloader', {}).get('class_aware_sampler')
+    np.random.seed(0)
+    loader = build_dataloader(train, samples_per_gpu=2, workers_per_gpu=0, dist=False, seed=0, class_aware_sampler=sampler)
+    batch = next(iter(loader))
+    assert len(batch['gt_bboxes']) == 2 and all(len(b) and b.shape[1] == 4 for b in batch['gt_bboxes']) and batch['img'].shape[0] == 2
+    w, h = batch['img_metas'][0]['img_shape'][1::-1]
+    assert float(batch['gt_bboxes'][0].max()) > 2 and float(batch['gt_bboxes'][0].max()) <= max(w, h)      # pixels, no fractions
+    assert val[0]['img'][0].ndim == 3
+    settings = {k: v for k, v in cfg.get('evaluation', {}).items() if k in ('metric', 'iou_thr', 'classwise')}
+    metric = settings.pop('metric', 'mAP')
+    metric = [m for m in ([metric] if isinstance(metric, str) else metric) if m != 'segm']
+    empty = [[np.zeros((0, 5), np.float32)] * len(val.CLASSES)] * len(val)
+    out = val.evaluate(empty, metric, 'silent', **settings)
+    assert out and all(v in (0, -1) for v in out.values() if not isinstance(v, str)), out
