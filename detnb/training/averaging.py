@@ -41,7 +41,7 @@ class BaseEMAHook(Hook):
             self.pairs.append((source[name].detach(), getattr(model, ema)))
         self.floats = [list(x) for x in zip(*[p for p in self.pairs if p[0].is_floating_point()])]
 
-# %% ../../nbs/training/36_averaging.ipynb #9fece057
+# %% ../../nbs/training/36_averaging.ipynb #f1e03aa9
 class _Turns:
     @torch.no_grad()
     def swap(self, runner, averages: bool) -> None:
@@ -63,19 +63,28 @@ class _Turns:
         found = any(name.endswith(tuple(self.names.values())) for name in runner.resumed_names or ())
         if found: # else all averages begin at the weights
             whole = runner.max_epochs is not None and not runner.done_inner
-            self.swapped = runner.meta.get('hook_msgs', {}).get('ema_in_weights', whole)
+            told = runner.meta.get('hook_msgs', {})
+            self.swapped = told.get('ema_in_weights', whole)
+            if told.get('ema_iters', runner.iter) < runner.iter: # saved by a hook that stands between the step and this one
+                runner.iter -= 1
+                self.after_train_iter(runner)
+                runner.iter += 1
         else:
             for value, ema in self.pairs: ema.copy_(value)
 
     def before_train_epoch(self, runner): self.swap(runner, averages=False)
     def after_train_epoch(self, runner): self.swap(runner, averages=True)
 
-    @torch.no_grad()
-    def after_train_iter(self, runner):
-        if self.every_n_iters(runner, self.interval): torch._foreach_lerp_(self.floats[1], self.floats[0], self.get_momentum(runner))
-
 for _name, _f in vars(_Turns).items():
     if not _name.startswith('__'): setattr(BaseEMAHook, _name, _f)
+
+# %% ../../nbs/training/36_averaging.ipynb #5a4b638a
+@torch.no_grad()
+def _after_train_iter(self, runner):
+    if self.every_n_iters(runner, self.interval): torch._foreach_lerp_(self.floats[1], self.floats[0], self.get_momentum(runner))
+    runner.meta.setdefault('hook_msgs', {})['ema_iters'] = runner.iter + 1
+
+BaseEMAHook.after_train_iter = _after_train_iter
 
 # %% ../../nbs/training/36_averaging.ipynb #0e46eed8
 @HOOKS.register_module()
