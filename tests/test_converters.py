@@ -1,5 +1,5 @@
 "Converters and data set tools beside what their notebooks tell: real data where it is there, wrapped datasets, interruptions, the commands"
-import os, threading, time
+import os, shutil, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -56,6 +56,14 @@ def test_threads_do_not_change_the_file(tmp_path):
     with pytest.raises(Exception) as e: cityscapes_to_coco(tmp_path, nproc=4)
     assert 'while reading the annotations of' in ' '.join(getattr(e.value, '__notes__', [str(e.value)]))
     assert main(['convert', 'cityscapes', str(tmp_path), '--nproc', '2']) == 1
+
+
+def test_a_test_split_without_truth(tmp_path):
+    "Its pictures are listed; a training split without truth is an error"
+    make_streets(tmp_path, train=1, test=2); shutil.rmtree(tmp_path/'gtFine/test')
+    assert [len(load(f)['images']) for f in cityscapes_to_coco(tmp_path)] == [1, 2]
+    shutil.rmtree(tmp_path/'gtFine/train')
+    with pytest.raises(FileNotFoundError, match='instanceIds.png'): cityscapes_to_coco(tmp_path)
 
 
 def test_split_by_the_command(tmp_path, capsys):

@@ -54,7 +54,7 @@ def polygons_to_ids(data: dict # of a `*_gtFine_polygons.json`
         brush.polygon([tuple(p) for p in obj['polygon']], fill=value)
     return np.array(picture)
 
-# %% ../../../nbs/datasets/converters/25_cityscapes.ipynb #2c8139cf
+# %% ../../../nbs/datasets/converters/25_cityscapes.ipynb #02f48875
 def street_instances(ids: np.ndarray # (H, W) numbers
                     ) -> list:       # dicts of COCO's annotations, but for id and image_id
     "The instances of one street"
@@ -75,6 +75,7 @@ def read_street(picture: Path, images: Path, truth: Path, gt_dir: str) -> tuple:
     numbers, polygons = Path(f'{stem}_instanceIds.png'), Path(f'{stem}_polygons.json')
     width, height = image_size(picture)
     image = dict(file_name=inside.as_posix(), height=height, width=width, segm_file=(inside.parent/f'{stem.name}_labelIds.png').as_posix())
+    if truth.name == 'test' and not truth.is_dir(): return image, []      # the test set's truth is the server's secret
     try:
         if numbers.is_file(): ids = np.asarray(Image.open(numbers))
         elif polygons.is_file(): ids = polygons_to_ids(load(polygons))
