@@ -407,3 +407,44 @@ def test_a_config_from_files_to_batches_and_figures(name, tmp_path, monkeypatch)
     empty = [[np.zeros((0, 5), np.float32)] * len(val.CLASSES)] * len(val)
     out = val.evaluate(empty, metric, 'silent', **settings)
     assert out and all(v in (0, -1) for v in out.values() if not isinstance(v, str)), out
+
+
+def test_custom_xml_sample():
+    "Pictures and XML files in one folder, classes by name; boxes of others are left out"
+    folder = sample('formats', 'voc_coco_custom', 'custom_dataset')
+    cfg = dict(type='XMLDataset', ann_file='trainval.txt', data_root=str(folder), img_prefix='', img_subdir='images', ann_subdir='images',
+               pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)])
+    data = build_dataset(dict(cfg, classes=('person', 'dog')))
+    got = data[0]
+    assert got['gt_labels'].tolist() and set(got['gt_labels'].tolist()) <= {0, 1} and got['img'].ndim == 3
+    assert 'boxes of other classes left out: 1 dog' in str(build_dataset(dict(cfg, classes=('person',))))
+    perfect = [[np.hstack([got['gt_bboxes'][got['gt_labels'] == c], np.ones(((got['gt_labels'] == c).sum(), 1))]) for c in range(2)]]
+    assert data.evaluate(perfect, logger='silent')['mAP'] == 1
+
+
+def test_C3_cityscapes_from_the_command_line(tmp_path, capsys):
+    "detnb test with --eval cityscapes and --out results.json; the saved results give the same figures"
+    import torch
+    from detnb.cli.main import main
+    from detnb.evaluation.saved_results import load_results
+    from detnb.models import build_detector
+    from test_guides_train import MASKED
+    make_streets(tmp_path/'cityscapes', val=2)
+    cityscapes_to_coco(tmp_path/'cityscapes', out_dir=tmp_path/'cityscapes'/'annotations')
+    (tmp_path/'masked.py').write_text(MASKED.format(root=str(tmp_path)))
+    ann_file = next((tmp_path/'cityscapes'/'annotations').glob('*val*.json'))
+    (tmp_path/'streets.py').write_text(f"""_base_ = './masked.py'
+data = dict(test=dict(type='CityscapesDataset', ann_file={str(ann_file)!r}, img_prefix={str(tmp_path/'cityscapes'/'leftImg8bit'/'val')!r},
+                      classes=('person', 'car', 'truck', 'bus', 'bicycle')))
+model = dict(test_cfg=dict(rcnn=dict(score_thr=0.)))
+""")
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=build_detector(Config.fromfile(tmp_path/'streets.py').model).state_dict(), meta={}), tmp_path/'a.pth')
+    code = main(['test', str(tmp_path/'streets.py'), str(tmp_path/'a.pth'), '--eval', 'cityscapes', 'segm', '--out', str(tmp_path/'r.json'), '--eval-options', f'outfile_prefix={tmp_path}/out'])
+    said = capsys.readouterr().out
+    assert code == 0 and 'AP@50' in said and 'segm_mAP' in said
+    results = load_results(tmp_path/'r.json')
+    assert len(results) == 2 and sum(len(b) for b in results[0][0]) > 0 and list((tmp_path/'out').glob('*_pred.txt'))
+    data = build_dataset(Config.fromfile(tmp_path/'streets.py').data.test, dict(test_mode=True))
+    out = data.evaluate(results, 'cityscapes', 'silent')
+    assert set(out) == {'mAP', 'AP@50'} and 0 <= out['mAP'] < .5
