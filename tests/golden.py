@@ -28,7 +28,7 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     pisa/pisa_faster_rcnn_r50_fpn_1x_coco.py pisa/pisa_retinanet_r50_fpn_1x_coco.py
     centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py
     yolox/yolox_nano_8x8_300e_coco.py yolo/yolov3_mobilenetv2_320_300e_coco.py fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py
-    legacy_1.x/faster_rcnn_r50_fpn_1x_coco_v1.py
+    hrnet/fcos_hrnetv2p_w18_gn-head_4x4_1x_coco.py legacy_1.x/faster_rcnn_r50_fpn_1x_coco_v1.py
     empirical_attention/faster_rcnn_r50_fpn_attention_0010_1x_coco.py'''.split()
 
 
