@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['tidy', 'drop_boxes', 'pack_infos', 'read_middle']
 
-# %% ../../nbs/datasets/09_middle.ipynb #2dd8a111
+# %% ../../nbs/datasets/09_middle.ipynb #fd007174
 import os.path as osp
 import numpy as np
 from .checks import check_boxes
 from .packed import PackedList
 from ..foundation.files import load
+from ..foundation.missing import missing_file
 
 # %% ../../nbs/datasets/09_middle.ipynb #0f460117
 def tidy(info: dict,       # an entry of the middle format
@@ -62,10 +63,10 @@ def pack_infos(infos: list,   # entries in the middle format; without `ann` for 
     counts = np.bincount(labels, minlength=num_classes) if num_classes and have else None
     return PackedList(infos), counts, [f'{empty.sum()} boxes thinner than a pixel left out'] if empty.any() else []
 
-# %% ../../nbs/datasets/09_middle.ipynb #1b287867
+# %% ../../nbs/datasets/09_middle.ipynb #ec730810
 def read_middle(ann_file: str) -> list: # .json, .yaml or .pkl
     "Read a list in the middle format"
-    if not osp.isfile(ann_file): raise FileNotFoundError(f'annotation file {ann_file!r} does not exist')
+    if not osp.isfile(ann_file): raise missing_file(ann_file, 'annotation file')
     infos = load(ann_file)
     if isinstance(infos, list): return infos
     raise ValueError(f'{ann_file} holds a {type(infos).__name__}; the middle format is a list with a dict for each image')

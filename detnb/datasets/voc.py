@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_xml', 'check_found', 'XMLDataset', 'VOCDataset']
 
-# %% ../../nbs/datasets/14_voc.ipynb #c316f1cc
+# %% ../../nbs/datasets/14_voc.ipynb #a92d191e
 import os.path as osp
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -21,12 +21,13 @@ from ..evaluation.voc import evaluate_voc
 from ..foundation.errors import nearest
 from ..foundation.files import list_from_file
 from ..foundation.images import imread
+from ..foundation.missing import missing_file
 
-# %% ../../nbs/datasets/14_voc.ipynb #77973ed4
+# %% ../../nbs/datasets/14_voc.ipynb #27a38e55
 def read_xml(path: str # of an annotation
             ) -> tuple: # (width, height) or None where the file does not say, and a list of (name, (x1, y1, x2, y2), difficult)
     "Read a VOC annotation"
-    if not osp.isfile(path): raise FileNotFoundError(f'annotation file {path!r} does not exist')
+    if not osp.isfile(path): raise missing_file(path, 'annotation file')
     try: root = ET.parse(path).getroot()
     except ET.ParseError as e: raise ValueError(f'annotation file {path!r} is not XML: {e}') from e
     try: size = int(root.find('size/width').text), int(root.find('size/height').text)
@@ -48,7 +49,7 @@ def check_found(classes, names: Counter, where: str): # the dataset's CLASSES, h
     slips = [c for c in classes if c not in names and (nearest(c, spare, 1) or not any(k in names for k in classes))]
     if slips and spare: check_names(slips, spare, f'{where} (its XML files)')
 
-# %% ../../nbs/datasets/14_voc.ipynb #f7c30db2
+# %% ../../nbs/datasets/14_voc.ipynb #04de80ee
 @DATASETS.register_module()
 class XMLDataset(CustomDataset):
     "Images with an XML file each"
@@ -65,7 +66,7 @@ class XMLDataset(CustomDataset):
     def image_file(self, img_id: str) -> str: return osp.join(self.img_subdir, f'{img_id}.jpg')
     def load_annotations(self, ann_file: str) -> list: # text file with an image's name a line; an entry an image
         "Read all XML files, and pack their boxes"
-        if not osp.isfile(ann_file): raise FileNotFoundError(f'annotation file {ann_file!r} does not exist')
+        if not osp.isfile(ann_file): raise missing_file(ann_file, 'annotation file')
         ids = [line.strip() for line in list_from_file(ann_file) if line.strip()]
         infos, found = [], []
         for i, img_id in enumerate(ids):

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['METRICS', 'DETECTION_METRICS', 'PROPOSAL_METRICS', 'read_coco', 'COCO', 'CocoFigures', 'engine', 'evaluate_coco']
 
-# %% ../../nbs/evaluation/60_coco.ipynb #8a4c39cf
+# %% ../../nbs/evaluation/60_coco.ipynb #e6e511d1
 import contextlib, io, json, os
 import numpy as np
 from pycocotools.coco import COCO as _COCO
+from ..foundation.missing import missing_file
 
-# %% ../../nbs/evaluation/60_coco.ipynb #e4712a47
+# %% ../../nbs/evaluation/60_coco.ipynb #e48d722e
 def read_coco(ann_file, # path of a COCO JSON
              ) -> dict:
     "Read a COCO JSON file and say what it lacks, by the file's name"
-    if not os.path.isfile(ann_file): raise FileNotFoundError(f'annotation file {str(ann_file)!r} does not exist (from {os.getcwd()!r})')
+    if not os.path.isfile(ann_file): raise missing_file(ann_file, 'annotation file')
     try:
         with open(ann_file, 'rb') as f: data = json.loads(f.read())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:

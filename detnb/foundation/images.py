@@ -6,7 +6,7 @@
 __all__ = ['FLAGS', 'rgb2bgr', 'ImageError', 'imfrombytes', 'imread', 'imwrite', 'bgr2rgb', 'bgr2gray', 'imcrop', 'imresize',
            'rescale_size', 'imrescale', 'imflip', 'impad', 'impad_to_multiple', 'imnormalize', 'imdenormalize']
 
-# %% ../../nbs/foundation/60_images.ipynb #32da0bee
+# %% ../../nbs/foundation/60_images.ipynb #ae98dac2
 import io, os
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .files import atomic_write
 from .resize import imdenormalize, imflip, imnormalize, impad, impad_to_multiple, imrescale, imresize, rescale_size
+from .missing import how_to_get
 
 # %% ../../nbs/foundation/60_images.ipynb #f32afbf6
 class ImageError(OSError):
@@ -57,7 +58,7 @@ def imfrombytes(content: bytes,              # an encoded picture
         what = 'the file is empty' if not len(content) else f'{e}; {len(content)} bytes, beginning with {bytes(content[:16])!r}'
         raise ImageError(f'cannot decode {name or "the picture"}: {what}') from e
 
-# %% ../../nbs/foundation/60_images.ipynb #940efd95
+# %% ../../nbs/foundation/60_images.ipynb #aa136ee6
 def imread(img_or_path: Any,              # path, bytes, array (returned as it is) or PIL image
            flag: str = 'color',           # one of FLAGS
            channel_order: str = 'bgr',    # or 'rgb'
@@ -74,7 +75,8 @@ def imread(img_or_path: Any,              # path, bytes, array (returned as it i
     except FileNotFoundError as e:
         above = next((p for p in path.parents if p.exists()), None)
         where = '' if above == path.parent else f'; of its folders only {above} exists'
-        raise FileNotFoundError(f'no such picture: {path}{where}') from e
+        fetch = how_to_get(path)
+        raise FileNotFoundError(f'no such picture: {path}{where}' + (f'; {fetch}' if fetch else '')) from e
     return imfrombytes(content, flag, channel_order, backend, name=str(path))
 
 # %% ../../nbs/foundation/60_images.ipynb #8dab27cd
