@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLAGS', 'table', 'read_classes', 'label_of', 'read_boxes', 'OpenImagesDataset']
 
-# %% ../../nbs/datasets/18_open_images.ipynb #dc44d0be
+# %% ../../nbs/datasets/18_open_images.ipynb #bb6772de
 import csv, json, os.path as osp
 from array import array
 from collections import OrderedDict
@@ -18,11 +18,12 @@ from .packed import PackedAnnotations
 from ..evaluation.mean_ap import eval_map
 from ..evaluation.open_images import class_tree, expand_detections, with_parents
 from ..foundation.files import load
+from ..foundation.missing import missing_file
 
-# %% ../../nbs/datasets/18_open_images.ipynb #34aba943
+# %% ../../nbs/datasets/18_open_images.ipynb #d693bd9f
 def table(path: str, *columns): # a .csv file with a header, and the columns wanted; rows of these
     "Rows of a table"
-    if not osp.isfile(path): raise FileNotFoundError(f'annotation file {path!r} does not exist')
+    if not osp.isfile(path): raise missing_file(path, 'annotation file')
     with open(path, encoding='utf-8', newline='') as f:
         rows = csv.reader(f)
         header = next(rows, [])
@@ -33,7 +34,7 @@ def table(path: str, *columns): # a .csv file with a header, and the columns wan
 
 def read_classes(path: str) -> tuple: # code -> label, names
     "Codes and names of the classes, in the order of the file"
-    if not osp.isfile(path): raise FileNotFoundError(f'label_file {path!r} does not exist')
+    if not osp.isfile(path): raise missing_file(path, 'label_file')
     with open(path, encoding='utf-8', newline='') as f: rows = [row for row in csv.reader(f) if row]
     return {row[0]: i for i, row in enumerate(rows)}, tuple(row[1] for row in rows)
 
@@ -56,7 +57,7 @@ def read_boxes(path: str, index: dict) -> tuple: # code -> label; names of pictu
     as_array = lambda a, kind, *shape: np.array(a, kind).reshape(-1, *shape)
     return list(seen), as_array(which, int), as_array(boxes, np.float32, 4), as_array(labels, int), as_array(flags, bool, len(FLAGS))
 
-# %% ../../nbs/datasets/18_open_images.ipynb #ecc80417
+# %% ../../nbs/datasets/18_open_images.ipynb #ac793725
 @DATASETS.register_module()
 class OpenImagesDataset(CustomDataset):
     "Open Images, version 6 (arXiv:1811.00982)"
@@ -84,6 +85,7 @@ class OpenImagesDataset(CustomDataset):
     def image_file(self, name: str) -> str: return f'{name}.jpg'
     def get_relation_matrix(self, hierarchy_file: str) -> np.ndarray: # (C, C) [class, class above it or itself]
         "Which classes are above which"
+        if not osp.isfile(hierarchy_file): raise missing_file(hierarchy_file, 'hierarchy_file')
         with open(hierarchy_file, encoding='utf-8') as f: return class_tree(json.load(f), self.index_dict)
 
 # %% ../../nbs/datasets/18_open_images.ipynb #274e5764

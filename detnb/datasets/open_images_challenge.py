@@ -5,27 +5,28 @@
 # %% auto #0
 __all__ = ['OpenImagesChallengeDataset']
 
-# %% ../../nbs/datasets/19_open_images_challenge.ipynb #1f49243a
+# %% ../../nbs/datasets/19_open_images_challenge.ipynb #4e465c5d
 import csv, os.path as osp
 import numpy as np
 from .builder import DATASETS
 from .open_images import FLAGS, OpenImagesDataset
 from ..foundation.files import list_from_file
+from ..foundation.missing import missing_file
 
-# %% ../../nbs/datasets/19_open_images_challenge.ipynb #5961f89f
+# %% ../../nbs/datasets/19_open_images_challenge.ipynb #a70a9904
 @DATASETS.register_module()
 class OpenImagesChallengeDataset(OpenImagesDataset):
     "The Open Images challenge of 2019"
     def read_classes(self, path: str) -> tuple: # code -> label, names
         "Codes and names of the classes, in the order of their numbers"
-        if not osp.isfile(path): raise FileNotFoundError(f'label_file {path!r} does not exist')
+        if not osp.isfile(path): raise missing_file(path, 'label_file')
         with open(path, encoding='utf-8', newline='') as f: rows = sorted((row for row in csv.reader(f) if row), key=lambda row: int(row[2]))
         self.numbers = {int(row[2]): i for i, row in enumerate(rows)}
         return {row[0]: i for i, row in enumerate(rows)}, tuple(row[1] for row in rows)
 
     def read_boxes(self, path: str, index: dict) -> tuple: # code -> label; as `open_images.read_boxes`
         "The boxes of a text file, fractions of their pictures"
-        if not osp.isfile(path): raise FileNotFoundError(f'annotation file {path!r} does not exist')
+        if not osp.isfile(path): raise missing_file(path, 'annotation file')
         lines, names, which, rows, i = list_from_file(path), [], [], [], 0
         while i + 2 < len(lines):
             try: n = int(lines[i + 2])
@@ -43,4 +44,5 @@ class OpenImagesChallengeDataset(OpenImagesDataset):
     def image_file(self, name: str) -> str: return name
     def get_relation_matrix(self, hierarchy_file: str) -> np.ndarray: # (C, C) [class, class above it or itself]
         "Which classes are above which, from a matrix whose first row and column are no class"
+        if not osp.isfile(hierarchy_file): raise missing_file(hierarchy_file, 'hierarchy_file')
         return np.load(hierarchy_file, allow_pickle=False)[1:, 1:]
