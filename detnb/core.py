@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes',
-           'print_map_summary', 'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms',
-           'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'DistEvalHook',
-           'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook',
-           'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
+           'print_map_summary', 'cityscapes_classes', 'coco_classes', 'imagenet_det_classes', 'imagenet_vid_classes',
+           'voc_classes', 'objects365v1_classes', 'objects365v2_classes', 'oid_challenge_classes', 'oid_v6_classes',
+           'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms',
+           'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook',
+           'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results',
+           'merge_aug_proposals']
 
-# %% ../nbs/10_core.ipynb #59bf8c4c
+# %% ../nbs/10_core.ipynb #92217c13
 from .apis.test import encode_mask_results
 from .drawing import imshow_det_bboxes, imshow_gt_det_bboxes
 from .evaluation import average_precision, eval_map, eval_recalls, get_classes, print_map_summary, print_recall_summary
+from .evaluation import cityscapes_classes, coco_classes, imagenet_det_classes, imagenet_vid_classes, voc_classes
+from .evaluation import objects365v1_classes, objects365v2_classes, oid_challenge_classes, oid_v6_classes
 from .foundation.distributed import reduce_mean
 from .foundation.logging import get_root_logger
 from .models.dense_heads.rpn_head import merge_aug_proposals
@@ -24,8 +28,9 @@ from .structures.polygons import PolygonMasks
 from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LinearMomentumEMAHook, SyncNormHook, SyncRandomSizeHook,
                             YOLOXModeSwitchHook)
 
-# %% ../nbs/10_core.ipynb #b8dba77a
+# %% ../nbs/10_core.ipynb #5ee828ec
 _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes', 'print_map_summary',
-         'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
+         'cityscapes_classes', 'coco_classes', 'imagenet_det_classes', 'imagenet_vid_classes', 'voc_classes', 'objects365v1_classes',
+         'objects365v2_classes', 'oid_challenge_classes', 'oid_v6_classes', 'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
          'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook',
          'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
