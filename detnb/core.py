@@ -28,9 +28,10 @@ from .structures.polygons import PolygonMasks
 from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LinearMomentumEMAHook, SyncNormHook, SyncRandomSizeHook,
                             YOLOXModeSwitchHook)
 
-# %% ../nbs/10_core.ipynb #5ee828ec
+# %% ../nbs/10_core.ipynb #194a02c1
 _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes', 'print_map_summary',
          'cityscapes_classes', 'coco_classes', 'imagenet_det_classes', 'imagenet_vid_classes', 'voc_classes', 'objects365v1_classes',
-         'objects365v2_classes', 'oid_challenge_classes', 'oid_v6_classes', 'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
+         'objects365v2_classes', 'oid_challenge_classes', 'oid_v6_classes',
+         'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
          'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook',
          'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
