@@ -25,7 +25,7 @@ def shot_noise(x, c): return np.random.poisson(x * c) / c
 def speckle_noise(x, c): return x + x * np.random.normal(0, c, x.shape)
 def impulse_noise(x, c): return np.where(np.random.random(x.shape) < c, np.random.random(x.shape) < .5, x)
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #1648d42a
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #55a5a5ce
 def filtered(x: np.ndarray,      # (H, W, C)
              kernel: np.ndarray, # (h, w), of odd sides
              border: str = 'replicate') -> np.ndarray: # or 'reflect'
@@ -41,10 +41,12 @@ def bell(radius: int, sigma: float) -> np.ndarray: # (2 radius + 1,), sums to 1
     return weights / weights.sum()
 
 def gaussian_blur(x, c):
+    "A Gaussian filter"
     weights = bell(int(4 * c + .5), c)
     return filtered(filtered(x, weights[None]), weights[:, None])
 
 def defocus_blur(x, c):
+    "A disc with a soft edge"
     radius, soft = c
     at = np.arange(-max(radius, 8), max(radius, 8) + 1)
     disc = (at[:, None] ** 2 + at ** 2 <= radius ** 2).astype(float)
@@ -53,6 +55,7 @@ def defocus_blur(x, c):
     return filtered(x, disc / disc.sum(), 'reflect')
 
 def motion_blur(x, c):
+    "A line in a random direction"
     radius, sigma = c
     angle, steps = np.deg2rad(np.random.uniform(-45, 45)), np.arange(2 * radius + 1)
     weights, kernel = np.exp(-steps ** 2 / (2 * sigma ** 2)), np.zeros((4 * radius + 1,) * 2)
@@ -60,8 +63,9 @@ def motion_blur(x, c):
     np.add.at(kernel, tuple(at.T), weights / weights.sum())
     return filtered(x, kernel)
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #bef0b6e0
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #5b796f8f
 def zoom_blur(x, c):
+    "The mean of ever more magnified copies"
     h, w = x.shape[:2]
     plane, total = torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None], x.astype(np.float64)
     for zoom in np.arange(*c):
@@ -72,6 +76,7 @@ def zoom_blur(x, c):
     return total / (len(np.arange(*c)) + 1)
 
 def glass_blur(x, c):
+    "Each pixel from a little way off"
     sigma, reach, times = c
     x, (h, w) = gaussian_blur(x, sigma), x.shape[:2]
     for _ in range(times):
@@ -79,7 +84,7 @@ def glass_blur(x, c):
         x = x[rows.clip(0, h - 1), columns.clip(0, w - 1)]
     return gaussian_blur(x, sigma)
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #c0ee2ab2
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #cc567208
 def clouds(h: int, w: int, decay: float) -> np.ndarray: # (h, w) from 0 to 1
     "Random values that vary on all scales, the finer the less"
     out, octaves = np.zeros((h, w), np.float32), int(np.ceil(np.log2(max(h, w, 2))))
@@ -89,16 +94,19 @@ def clouds(h: int, w: int, decay: float) -> np.ndarray: # (h, w) from 0 to 1
     return (out - out.min()) / max(out.max() - out.min(), 1e-9)
 
 def fog(x, c):
+    "A bright layer of varying thickness"
     thick, decay = c
     top = x.max()
     return (x + thick * clouds(*x.shape[:2], decay)[..., None]) * top / (top + thick)
 
 def brightness(x, c):
+    "More of the greatest channel, the others in proportion"
     value = x.max(-1, keepdims=True)
     more = np.minimum(value + c, 1)
     return np.where(value > 0, x * more / np.maximum(value, 1e-9), more)
 
 def saturate(x, c):
+    "Another distance of the channels from the greatest"
     value = x.max(-1, keepdims=True)
     now = (value - x.min(-1, keepdims=True)) / np.maximum(value, 1e-9)
     then = (now * c[0] + c[1]).clip(0, 1)
@@ -106,17 +114,20 @@ def saturate(x, c):
     return np.where(now > 0, value - (value - x) * then / np.maximum(now, 1e-9), grey)
 
 def contrast(x, c):
+    "Nearer to the mean of each channel"
     mean = x.mean((0, 1), keepdims=True)
     return (x - mean) * c + mean
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #1d30db79
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #99a0686a
 def _bytes(x): return (x * 255).round().clip(0, 255).astype(np.uint8)
 
 def jpeg_compression(x, c):
+    "Saved with a low quality"
     Image.fromarray(_bytes(x)).save(out := io.BytesIO(), 'JPEG', quality=c)
     return np.asarray(Image.open(out)) / 255
 
 def pixelate(x, c):
+    "Made small and large again"
     h, w = x.shape[:2]
     small = Image.fromarray(_bytes(x)).resize((max(int(w * c), 1), max(int(h * c), 1)), Image.Resampling.BOX)
     return np.asarray(small.resize((w, h), Image.Resampling.NEAREST)) / 255
