@@ -1,5 +1,5 @@
 "Several processes on the CPU (gloo): the same course as one process, no image lost or doubled, and errors that say what to do next"
-import json, os, random, signal, socket, subprocess, sys, time
+import json, os, random, signal, socket, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -290,13 +290,47 @@ def test_one_bar_and_all_that_is_printed(capfd):
     with pytest.raises(ValueError, match='nproc must be at least 1'): launch(bars, 0)
 
 
+def endless(folder):
+    "Trains until somebody stops it"
+    from torch.utils.data import DataLoader
+    from detnb.training import EpochBasedRunner
+    model = NoisyShared(Noisy())
+    runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.), work_dir=str(folder), max_epochs=10**6)
+    runner.register_training_hooks(None, {}, None)
+    (Path(folder)/f'began_{get_dist_info()[0]}').touch()
+    runner.run([DataLoader(torch.arange(1., 9.), 2)])
+
+
+@linux
+def test_ctrl_c_stops_all_with_everything_saved(tmp_path):
+    import threading
+    def press():
+        while len(list(tmp_path.glob('began_*'))) < 2: time.sleep(.05)
+        time.sleep(.5)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt, match='resume_from=.*interrupted.pth'): launch(endless, 2, tmp_path)
+    ckpt = torch.load(tmp_path/'latest.pth', weights_only=True)
+    assert ckpt['meta']['iter'] > 0 and len(ckpt['random_states']) == 2
+
+
+def machine(node, port, folder):
+    found = launch(get_dist_info, 1, nnodes=2, node_rank=node, port=port)
+    (Path(folder)/str(node)).write_text(str(found))
+
+
+@linux
+def test_launch_on_two_machines(tmp_path):
+    "Both are this one"
+    import multiprocessing
+    fork, port = multiprocessing.get_context('fork'), free_port()
+    both = [fork.Process(target=machine, args=(n, port, tmp_path)) for n in range(2)]
+    for p in both: p.start()
+    for p in both: p.join(100)
+    assert [(tmp_path/str(n)).read_text() for n in range(2)] == ['[(0, 2)]', '[(1, 2)]']
+
+
 # from the shell
-
-def shell(*args, env=None, timeout=300):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root), **(env or {})}
-    done = subprocess.run([sys.executable, '-m', 'detnb.cli.main', *map(str, args)], env=env, capture_output=True, text=True, timeout=timeout)
-    return done.returncode, done.stdout + done.stderr
-
 
 def test_a_port_in_use_is_told(capsys, monkeypatch):
     from detnb.cli.main import main

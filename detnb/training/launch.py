@@ -68,7 +68,7 @@ def unpacked_error(content: bytes | None, brief: str, text: str, rank: int, worl
     e.__cause__ = OtherProcess(text)
     return e
 
-# %% ../../nbs/training/57_launch.ipynb #e2428c19
+# %% ../../nbs/training/57_launch.ipynb #9ebfe7c5
 class _Room:
     "The processes of a launch, and what they have said"
     def __init__(self, world): self.world, self.members, self.results, self.error, self.bar, self.curves = world, {}, {}, None, None, Curves()
@@ -83,7 +83,9 @@ class _Room:
                 self.error = RuntimeError(f'process {rank} of {self.world} {how} without a word; signal 9 often means that memory ran out')
             return
         if what == 'done': self.results[rank] = message[0]
-        elif what == 'error': self.error = self.error or unpacked_error(*message, rank, self.world)
+        elif what == 'error':
+            e = unpacked_error(*message, rank, self.world)
+            if self.error is None or rank == 0 and isinstance(self.error, KeyboardInterrupt): self.error = e   # process 0 knows the checkpoint
         elif what == 'say': print(message[0], end='', flush=True)
         elif what == 'bar': self.bar = make_bar(*message, leave=False)
         elif what == 'curves': self.curves.show(message[0])
@@ -95,7 +97,7 @@ class _Room:
         ends = None
         while self.members:
             for pipe in wait(list(self.members), 1.): self.hear(self.members[pipe][0], pipe)
-            if self.error is not None and ends is None: ends = time.monotonic() + 2.
+            if self.error is not None and not isinstance(self.error, KeyboardInterrupt) and ends is None: ends = time.monotonic() + 2.
             if ends and time.monotonic() > ends: self.end()
 
     def end(self, signum=signal.SIGTERM):
