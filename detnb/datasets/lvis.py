@@ -38,20 +38,19 @@ class LVISV1Dataset(LVISV05Dataset):
         "Folder and name, from COCO's address"
         return [url.replace('http://images.cocodataset.org/', '') for url in column(images, 'coco_url', where)]
 
-# %% ../../nbs/datasets/13_lvis.ipynb #600fc2f2
+# %% ../../nbs/datasets/13_lvis.ipynb #077f6b96
 @patch
 def evaluate(self: LVISV05Dataset,
              results: list, metric='bbox',   # an image an entry; one or several of bbox, segm, proposal, proposal_fast
-             logger=None,                    # a logger, None to print, or 'silent'
-             jsonfile_prefix: str | None = None, # also write the results to `<prefix>.bbox.json` ...
+             logger=None, jsonfile_prefix: str | None = None, # a logger, None to print, or 'silent'; also write `<prefix>.bbox.json` ...
              classwise: bool = False,        # a table of AP class by class
              proposal_nums=(100, 300, 1000), iou_thrs=None, # at most so many proposals an image; overlaps, None: 0.5, 0.55, ..., 0.95
             ) -> OrderedDict:
     "LVIS's figures of a detector's results"
-    metrics, out = [metric] if isinstance(metric, str) else list(metric), OrderedDict()
+    metrics = [metric] if isinstance(metric, str) else list(metric)
     wrong = [m for m in metrics if m not in ('bbox', 'segm', 'proposal', 'proposal_fast')]
     if wrong: raise KeyError(f'metric {wrong[0]!r} is not supported: bbox, segm, proposal or proposal_fast')
-    records = results2records(results, self._ids(), self.cat_ids)
+    records, out = results2records(results, self._ids(), self.cat_ids), OrderedDict()
     if jsonfile_prefix: self.results2json(results, jsonfile_prefix)
     for m in metrics:
         print_log(f'\nEvaluating {m}...', logger=logger)
