@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Focus', 'SPPBottleneck', 'CSPDarknet']
 
-# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #50e43ced
+# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #fb96be8a
 import math
 
 import torch
@@ -15,6 +15,7 @@ from ...layers.conv_module import ConvModule, DepthwiseSeparableConvModule
 from ...layers.csp import CSPLayer
 from ...layers.memory_format import prefer_channels_last
 from ...layers.module import BaseModule
+from .stages import StagedBackbone
 from ..builder import BACKBONES
 
 # %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #deb73b57
@@ -45,9 +46,9 @@ class SPPBottleneck(BaseModule):
         x = self.conv1(x)
         return self.conv2(torch.cat([x, *[pool(x) for pool in self.poolings]], 1))
 
-# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #135524fb
+# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #7f60d62b
 @BACKBONES.register_module()
-class CSPDarknet(BaseModule):
+class CSPDarknet(StagedBackbone):
     "Backbone of YOLOv5 and YOLOX (Ge et al., YOLOX, 2021)."
     # channels before and after, blocks, shortcuts in the blocks, spatial pyramid pooling
     arch_settings = {'P5': [[64, 128, 3, True, False], [128, 256, 9, True, False], [256, 512, 9, True, False], [512, 1024, 3, False, True]],
@@ -94,30 +95,14 @@ def _make_stages(self, table, deepen, wide, use_depthwise, spp_sizes, kw):
 
 CSPDarknet._make_stages = _make_stages
 
-# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #d6b57545
+# %% ../../../nbs/models/backbones/55_csp_darknet.ipynb #72bad31a
 def _forward(
     self,
     x: Tensor,                 # images (B, 3, H, W)
 ) -> tuple:                    # maps of the stages in `out_indices`; stage i at 1/2^(i+1) of the size
     "Feature maps of the chosen stages."
-    x, outs = prefer_channels_last(x), []
-    for i, name in enumerate(self.layers):
-        x = getattr(self, name)(x)
-        if i in self.out_indices: outs.append(x)
-    return tuple(outs)
+    return self.through(prefer_channels_last(x), self.layers)
 
-def _freeze_stages(self):
-    for name in self.layers[:max(self.frozen_stages, -1) + 1]:
-        getattr(self, name).eval()
-        for p in getattr(self, name).parameters(): p.requires_grad = False
+def _frozen_parts(self) -> list: return [getattr(self, name) for name in self.layers[:max(self.frozen_stages, -1) + 1]]
 
-def _train(self, mode: bool = True):
-    "Switch to training, but for what is frozen."
-    super(CSPDarknet, self).train(mode)
-    self._freeze_stages()
-    if mode and self.norm_eval:
-        for m in self.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-    return self
-
-CSPDarknet.forward, CSPDarknet._freeze_stages, CSPDarknet.train = _forward, _freeze_stages, _train
+CSPDarknet.forward, CSPDarknet.frozen_parts = _forward, _frozen_parts

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ResBlock', 'Darknet']
 
-# %% ../../../nbs/models/backbones/50_darknet.ipynb #e6ee9ae7
+# %% ../../../nbs/models/backbones/50_darknet.ipynb #fb343dd4
 from torch import Tensor, nn
 
 from ...layers.conv_module import ConvModule
 from ...layers.memory_format import prefer_channels_last
 from ...layers.module import BaseModule
+from .stages import StagedBackbone
 from ..builder import BACKBONES
 
 # %% ../../../nbs/models/backbones/50_darknet.ipynb #3ffa957a
@@ -26,9 +27,9 @@ class ResBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor: return x + self.conv2(self.conv1(x))
 
-# %% ../../../nbs/models/backbones/50_darknet.ipynb #a126c5a2
+# %% ../../../nbs/models/backbones/50_darknet.ipynb #ea9cd575
 @BACKBONES.register_module()
-class Darknet(BaseModule):
+class Darknet(StagedBackbone):
     "Darknet-53 (Redmon and Farhadi, YOLOv3, 2018)."
     arch_settings = {53: ((1, 2, 8, 8, 4), ((32, 64), (64, 128), (128, 256), (256, 512), (512, 1024)))}
 
@@ -58,30 +59,14 @@ class Darknet(BaseModule):
             self.add_module(f'conv_res_block{i}', stage); self.cr_blocks.append(f'conv_res_block{i}')
         self._freeze_stages()
 
-# %% ../../../nbs/models/backbones/50_darknet.ipynb #18262417
+# %% ../../../nbs/models/backbones/50_darknet.ipynb #bb9e4c5a
 def _forward(
     self,
     x: Tensor,                 # images (B, 3, H, W)
 ) -> tuple:                    # maps of the stages in `out_indices`; stage i at 1/2^i of the size
     "Feature maps of the chosen stages."
-    x, outs = prefer_channels_last(x), []
-    for i, name in enumerate(self.cr_blocks):
-        x = getattr(self, name)(x)
-        if i in self.out_indices: outs.append(x)
-    return tuple(outs)
+    return self.through(prefer_channels_last(x), self.cr_blocks)
 
-def _freeze_stages(self):
-    for name in self.cr_blocks[:max(self.frozen_stages, -1) + 1]:
-        getattr(self, name).eval()
-        for p in getattr(self, name).parameters(): p.requires_grad = False
+def _frozen_parts(self) -> list: return [getattr(self, name) for name in self.cr_blocks[:max(self.frozen_stages, -1) + 1]]
 
-def _train(self, mode: bool = True):
-    "Switch to training, but for what is frozen."
-    super(Darknet, self).train(mode)
-    self._freeze_stages()
-    if mode and self.norm_eval:
-        for m in self.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-    return self
-
-Darknet.forward, Darknet._freeze_stages, Darknet.train = _forward, _freeze_stages, _train
+Darknet.forward, Darknet.frozen_parts = _forward, _frozen_parts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HRModule', 'HRNet']
 
-# %% ../../../nbs/models/backbones/40_hrnet.ipynb #56cf78c7
+# %% ../../../nbs/models/backbones/40_hrnet.ipynb #ac046667
 from torch import Tensor, nn
 
 from ...layers.blocks import ResLayer
@@ -14,6 +14,7 @@ from ...layers.fold import conv_norm
 from ...layers.memory_format import prefer_channels_last
 from ...layers.module import BaseModule, ModuleList
 from .residual import BasicBlock, Bottleneck
+from .stages import StagedBackbone
 from ..builder import BACKBONES
 
 # %% ../../../nbs/models/backbones/40_hrnet.ipynb #72df186a
@@ -53,9 +54,9 @@ class HRModule(BaseModule):
         if self.fuse_layers is None: return xs
         return [self.relu(sum(x if way is None else way(x) for way, x in zip(ways, xs))) for ways in self.fuse_layers]
 
-# %% ../../../nbs/models/backbones/40_hrnet.ipynb #e660c1c3
+# %% ../../../nbs/models/backbones/40_hrnet.ipynb #88e26889
 @BACKBONES.register_module()
-class HRNet(BaseModule):
+class HRNet(StagedBackbone):
     "HRNet (Sun et al., High-Resolution Representations, 2019)."
     blocks_dict = {'BASIC': BasicBlock, 'BOTTLENECK': Bottleneck}
 
@@ -121,7 +122,7 @@ def _transition(self, make, before, after):
 
 HRNet._block, HRNet._make_stages, HRNet._transition = _block, _make_stages, _transition
 
-# %% ../../../nbs/models/backbones/40_hrnet.ipynb #5c89d024
+# %% ../../../nbs/models/backbones/40_hrnet.ipynb #f0c32be8
 def _forward(
     self,
     x: Tensor,                 # images (B, 3, H, W)
@@ -136,12 +137,4 @@ def _forward(
         xs = getattr(self, f'stage{i}')(xs)
     return tuple(xs)
 
-def _train(self, mode: bool = True):
-    "Switch to training, but for the batch norms' statistics."
-    super(HRNet, self).train(mode)
-    if mode and self.norm_eval:
-        for m in self.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-    return self
-
-HRNet.forward, HRNet.train = _forward, _train
+HRNet.forward = _forward

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['MobileNetV2']
 
-# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #2128d133
+# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #5d928525
 from torch import Tensor, nn
 
 from ...layers.blocks import InvertedResidual, make_divisible
 from ...layers.conv_module import ConvModule
 from ...layers.memory_format import prefer_channels_last
-from ...layers.module import BaseModule
+from .stages import StagedBackbone
 from ..builder import BACKBONES
 
-# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #2c495e12
+# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #0822f6b8
 @BACKBONES.register_module()
-class MobileNetV2(BaseModule):
+class MobileNetV2(StagedBackbone):
     "MobileNetV2 (Sandler et al., 2018)."
     # expansion, width, blocks, stride
     arch_settings = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -54,31 +54,15 @@ class MobileNetV2(BaseModule):
         self.out_channel = int(1280 * widen_factor) if widen_factor > 1 else 1280
         self.add_module('conv2', ConvModule(channels, self.out_channel, 1, **kw))
 
-# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #db24a464
+# %% ../../../nbs/models/backbones/30_mobilenet_v2.ipynb #8a94e710
 def _forward(
     self,
     x: Tensor,                 # images (B, 3, H, W)
 ) -> tuple:                    # maps of the layers in `out_indices`
     "Feature maps of the chosen layers."
-    x, outs = self.conv1(prefer_channels_last(x)), []
-    for i, name in enumerate(self.layers[:max(self.out_indices) + 1]):
-        x = getattr(self, name)(x)
-        if i in self.out_indices: outs.append(x)
-    return tuple(outs)
+    return self.through(self.conv1(prefer_channels_last(x)), self.layers[:max(self.out_indices) + 1])
 
-def _train(self, mode: bool = True):
-    "Switch to training, but for what is frozen."
-    super(MobileNetV2, self).train(mode)
-    self._freeze_stages()
-    if mode and self.norm_eval:
-        for m in self.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-    return self
+def _frozen_parts(self) -> list:
+    return [] if self.frozen_stages < 0 else [self.conv1, *(getattr(self, name) for name in self.layers[:self.frozen_stages])]
 
-def _freeze_stages(self):
-    if self.frozen_stages < 0: return
-    for module in [self.conv1, *(getattr(self, name) for name in self.layers[:self.frozen_stages])]:
-        module.eval()
-        for p in module.parameters(): p.requires_grad = False
-
-MobileNetV2.forward, MobileNetV2.train, MobileNetV2._freeze_stages = _forward, _train, _freeze_stages
+MobileNetV2.forward, MobileNetV2.frozen_parts = _forward, _frozen_parts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResNet', 'make_stage_plugins', 'make_res_layer', 'ResNetV1d']
 
-# %% ../../../nbs/models/backbones/10_resnet.ipynb #a07e9aa2
+# %% ../../../nbs/models/backbones/10_resnet.ipynb #9aedd22f
 from copy import deepcopy
 
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from ...layers.blocks import ResLayer
 from ...layers.build import build_conv_layer, build_norm_layer
 from ...layers.fold import conv_norm
 from ...layers.memory_format import prefer_channels_last
-from ...layers.module import BaseModule
 from .residual import BasicBlock, Bottleneck
+from .stages import StagedBackbone
 from ..builder import BACKBONES
 
-# %% ../../../nbs/models/backbones/10_resnet.ipynb #03e4cda6
+# %% ../../../nbs/models/backbones/10_resnet.ipynb #96dbeade
 @BACKBONES.register_module()
-class ResNet(BaseModule):
+class ResNet(StagedBackbone):
     "ResNet (He et al., Deep Residual Learning, 2015)."
     arch_settings = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3)),
                      101: (Bottleneck, (3, 4, 23, 3)), 152: (Bottleneck, (3, 8, 36, 3))}
@@ -122,7 +122,7 @@ def make_res_layer(self, **kwargs) -> ResLayer: "A stage; families derived from 
 
 ResNet._make_stages, ResNet.make_stage_plugins, ResNet.make_res_layer = _make_stages, make_stage_plugins, make_res_layer
 
-# %% ../../../nbs/models/backbones/10_resnet.ipynb #7f0c70f9
+# %% ../../../nbs/models/backbones/10_resnet.ipynb #8387153e
 def _forward(
     self,
     x: Tensor,                 # images (B, 3, H, W)
@@ -130,30 +130,14 @@ def _forward(
     "Feature maps of the chosen stages."
     x = prefer_channels_last(x)
     x = self.stem(x) if self.deep_stem else self.relu(conv_norm(x, self.conv1, self.norm1))
-    x, outs = self.maxpool(x), []
-    for i, name in enumerate(self.res_layers):
-        x = getattr(self, name)(x)
-        if i in self.out_indices: outs.append(x)
-    return tuple(outs)
+    return self.through(self.maxpool(x), self.res_layers)
 
-def _freeze_stages(self):
-    if self.frozen_stages < 0: return
-    frozen = [self.stem] if self.deep_stem else [self.conv1, self.norm1]
-    frozen += [getattr(self, f'layer{i}') for i in range(1, min(self.frozen_stages, self.num_stages) + 1)]
-    for module in frozen:
-        module.eval()
-        for p in module.parameters(): p.requires_grad = False
+def _frozen_parts(self) -> list:
+    if self.frozen_stages < 0: return []
+    stem = [self.stem] if self.deep_stem else [self.conv1, self.norm1]
+    return stem + [getattr(self, f'layer{i}') for i in range(1, min(self.frozen_stages, self.num_stages) + 1)]
 
-def _train(self, mode: bool = True):
-    "Switch to training, but for what is frozen."
-    super(ResNet, self).train(mode)
-    self._freeze_stages()
-    if mode and self.norm_eval:
-        for m in self.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-    return self
-
-ResNet.forward, ResNet._freeze_stages, ResNet.train = _forward, _freeze_stages, _train
+ResNet.forward, ResNet.frozen_parts = _forward, _frozen_parts
 
 # %% ../../../nbs/models/backbones/10_resnet.ipynb #ec8e3bb4
 @BACKBONES.register_module()
