@@ -402,7 +402,7 @@ def test_flops_and_benchmark_commands(place, capsys):
 
 
 SCRIPTS = {'analyze_logs': ('analyze', 'logs'), 'analyze_results': ('analyze', 'results'), 'benchmark': ('benchmark',),
-           'coco_error_analysis': ('analyze', 'coco-errors'), 'confusion_matrix': ('confusion-matrix',), 'eval_metric': ('analyze', 'eval'),
+           'coco_error_analysis': ('analyze', 'coco-errors'), 'coco_occluded_separated_recall': ('analyze', 'occluded-recall'), 'confusion_matrix': ('confusion-matrix',), 'eval_metric': ('analyze', 'eval'),
            'get_flops': ('flops',), 'optimize_anchors': ('analyze', 'anchors'), 'robustness_eval': ('analyze', 'robustness-eval'),
            'test_robustness': ('analyze', 'robustness')}
 

@@ -6,13 +6,20 @@
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch',
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
            'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
-           'detect_video', 'download_dataset']
+           'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall', 'test_robustness',
+           'summarize', 'complexity', 'measure_speed', 'optimize_anchors']
 
-# %% ../../nbs/apis/00_apis.ipynb #5f2a4858
+# %% ../../nbs/apis/00_apis.ipynb #6e092653
+from .anchors import optimize_anchors
 from .asynchronous import async_inference_detector
+from .complexity import complexity
 from .downloads import download_dataset
+from .error_files import analyze_errors, occluded_recall
 from .inference import inference_detector, init_detector, show_result_pyplot
 from .inside import show_anchors, show_assignment, show_nms, show_proposals
+from .predictions import Predictions
+from .robustness import summarize, test_robustness
+from .speed import measure_speed
 from .test import multi_gpu_test, single_gpu_test
 from .train import train_detector
 from .video import detect_frames, detect_stream, detect_video
@@ -20,7 +27,8 @@ from ..foundation.logging import get_root_logger
 from ..training.launch import launch
 from ..training.seeds import init_random_seed, set_random_seed
 
-# %% ../../nbs/apis/00_apis.ipynb #7b62777a
+# %% ../../nbs/apis/00_apis.ipynb #736be636
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch', 'single_gpu_test',
          'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
-         'detect_frames', 'detect_stream', 'detect_video', 'download_dataset']
+         'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall',
+         'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'EXAMPLES', 'logs_options', 'logs', 'results_options', 'results', 'eval_options', 'evaluate', 'sizes_options',
-           'sizes', 'errors_options', 'errors', 'parser', 'run']
+           'sizes', 'errors_options', 'errors', 'occluded_options', 'occluded', 'parser', 'run']
 
 # %% ../../nbs/cli/52_analyze.ipynb #59965310
 import argparse
@@ -112,12 +112,30 @@ def errors(args: argparse.Namespace) -> None:
     for kind, figures in found.items(): print(f'{kind}\n{error_table(figures)}')
     print(f'pictures: {args.out_dir}')
 
-# %% ../../nbs/cli/52_analyze.ipynb #71a26e3b
+# %% ../../nbs/cli/52_analyze.ipynb #e3fa185b
+def occluded_options(p: argparse.ArgumentParser) -> None:
+    "The options of `analyze occluded-recall`"
+    p.add_argument('result', help='results with masks that `detnb test --out` wrote')
+    p.add_argument('--out', help='write the figures to this JSON file')
+    p.add_argument('--score-thr', type=float, default=.3, help='least score (default: 0.3)')
+    p.add_argument('--iou-thr', type=float, default=.75, help='least overlap of masks (default: 0.75)')
+    p.add_argument('--ann', default='data/coco/annotations/instances_val2017.json', help='the annotations (default: those of COCO val2017)')
+    p.add_argument('--occluded-ann', help='path of occluded_coco.pkl')
+    p.add_argument('--separated-ann', help='path of separated_coco.pkl')
+
+def occluded(args: argparse.Namespace) -> None:
+    "Recall of occluded and separated objects"
+    from detnb.apis.error_files import occluded_recall
+    lists = {k: getattr(args, k) for k in ('occluded_ann', 'separated_ann') if getattr(args, k)}
+    print(occluded_recall(args.result, args.ann, args.score_thr, args.iou_thr, args.out, **lists))
+
+# %% ../../nbs/cli/52_analyze.ipynb #8bd782b7
 WORDS = {
     'logs': (logs_options, logs, 'curves and times of training logs'),
     'results': (results_options, results, 'the best and the worst images'),
     'eval': (eval_options, evaluate, 'figures of saved results'),
     'coco-errors': (errors_options, errors, 'what each kind of error costs'),
+    'occluded-recall': (occluded_options, occluded, 'recall of occluded and separated objects'),
     'sizes': (sizes_options, sizes, 'AP of every class at every size'),
     'anchors': (anchors_options, anchors, 'anchors that fit the training set'),
     'robustness': (robustness_options, robustness, 'a test under corruption'),
@@ -134,6 +152,7 @@ EXAMPLES = '''examples:
   detnb analyze robustness my_config.py latest.pth --out robust.pkl --corruptions noise fog
   detnb analyze robustness-eval robust_results.pkl --prints P mPC rPC'''
 
+# %% ../../nbs/cli/52_analyze.ipynb #14fc93f5
 def parser() -> argparse.ArgumentParser:
     "The options of `detnb analyze`"
     p = make_parser('analyze', 'Look into logs, saved results and data sets.', EXAMPLES)

@@ -7,15 +7,18 @@ __all__ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palett
            'rgb_of', 'Picture', 'image_picture', 'new_picture', 'rgb', 'show_image', 'draw_bboxes', 'draw_labels',
            'draw_masks', 'label_texts', 'mask_arrays', 'detection_picture', 'draw_detections', 'imshow_det_bboxes',
            'imshow_gt_det_bboxes', 'show_result', 'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log',
-           'draw_sample', 'result_sheet', 'show_grid', 'show_samples', 'COCO_PANOPTIC_PALETTE', 'draw_panoptic']
+           'draw_sample', 'result_sheet', 'show_grid', 'show_samples', 'COCO_PANOPTIC_PALETTE', 'draw_panoptic',
+           'compare_runs', 'train_times', 'matrix_picture']
 
-# %% ../../nbs/drawing/00_drawing.ipynb #10016614
+# %% ../../nbs/drawing/00_drawing.ipynb #76001a0d
 from .palette import (CITYSCAPES_PALETTE, COCO_PALETTE, VOC_PALETTE, distinct_palette, get_palette, palette_val, readable_on, rgb_of)
 from .panoptic import COCO_PANOPTIC_PALETTE, draw_panoptic
 from .picture import Picture, image_picture, new_picture, rgb, show_image
 from .boxes import draw_bboxes, draw_labels, draw_masks, label_texts, mask_arrays
 from .detections import detection_picture, draw_detections, imshow_det_bboxes, imshow_gt_det_bboxes, show_result
 from .curves import class_ap_bars, loss_curves, metric_curves, read_log
+from .compare_runs import compare_runs, train_times
+from .confusion import matrix_picture
 from .sheet import draw_sample, result_sheet, show_grid, show_samples
 
 _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette', 'get_palette', 'palette_val', 'readable_on', 'rgb_of',
@@ -23,4 +26,4 @@ _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette'
          'draw_bboxes', 'draw_labels', 'draw_masks', 'label_texts', 'mask_arrays',
          'detection_picture', 'draw_detections', 'imshow_det_bboxes', 'imshow_gt_det_bboxes', 'show_result',
          'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log', 'draw_sample', 'result_sheet', 'show_grid', 'show_samples',
-         'COCO_PANOPTIC_PALETTE', 'draw_panoptic']
+         'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'train_times', 'matrix_picture']

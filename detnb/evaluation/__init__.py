@@ -8,9 +8,11 @@ __all__ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', '
            'print_map_summary', 'tpfp_default', 'evaluate_voc', 'results2json', 'results2records', 'xyxy2xywh', 'COCO',
            'CocoFigures', 'evaluate_coco', 'PanopticFigures', 'match_segments', 'LVISFigures', 'evaluate_lvis',
            'InstanceFigures', 'evaluate_instances', 'mask_overlaps', 'imagenet_det_classes', 'imagenet_vid_classes',
-           'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes', 'objects365v2_classes']
+           'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes', 'objects365v2_classes',
+           'confusion_matrix', 'row_shares', 'class_sizes', 'ErrorFigures', 'error_analysis', 'best_and_worst',
+           'image_scores', 'fit_anchors', 'robustness_summary']
 
-# %% ../../nbs/evaluation/00_evaluation.ipynb #c326579f
+# %% ../../nbs/evaluation/00_evaluation.ipynb #eddb4876
 from .class_names import (get_classes, coco_classes, voc_classes, cityscapes_classes, wider_face_classes,
                                           imagenet_det_classes, imagenet_vid_classes, oid_v6_classes, oid_challenge_classes,
                                           objects365v1_classes, objects365v2_classes, COCO_CLASSES, VOC_CLASSES)
@@ -24,11 +26,18 @@ from .coco_records import results2json, results2records, xyxy2xywh
 from .coco import COCO, CocoFigures, evaluate_coco
 from .lvis import LVISFigures, evaluate_lvis
 from .cityscapes import InstanceFigures, evaluate_instances, mask_overlaps
+from .confusion import confusion_matrix, row_shares
+from .class_sizes import class_sizes
+from .error_analysis import ErrorFigures, error_analysis
+from .image_scores import best_and_worst, image_scores
+from .anchor_fit import fit_anchors
+from .robustness import robustness_summary
 
-# %% ../../nbs/evaluation/00_evaluation.ipynb #66378915
+# %% ../../nbs/evaluation/00_evaluation.ipynb #b28a1fe6
 _all_ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', 'wider_face_classes', 'COCO_CLASSES', 'VOC_CLASSES',
          'bbox_overlaps', 'eval_recalls', 'print_recall_summary', 'average_precision', 'eval_map', 'print_map_summary',
          'tpfp_default', 'evaluate_voc', 'results2json', 'results2records', 'xyxy2xywh', 'COCO', 'CocoFigures', 'evaluate_coco',
          'PanopticFigures', 'match_segments', 'LVISFigures', 'evaluate_lvis', 'InstanceFigures', 'evaluate_instances', 'mask_overlaps',
          'imagenet_det_classes', 'imagenet_vid_classes', 'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes',
-         'objects365v2_classes']
+         'objects365v2_classes', 'confusion_matrix', 'row_shares', 'class_sizes', 'ErrorFigures', 'error_analysis', 'best_and_worst', 'image_scores',
+         'fit_anchors', 'robustness_summary']

@@ -25,7 +25,7 @@ def shot_noise(x, c): return np.random.poisson(x * c) / c
 def speckle_noise(x, c): return x + x * np.random.normal(0, c, x.shape)
 def impulse_noise(x, c): return np.where(np.random.random(x.shape) < c, np.random.random(x.shape) < .5, x)
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #55a5a5ce
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #f0d6dce5
 def filtered(x: np.ndarray,      # (H, W, C)
              kernel: np.ndarray, # (h, w), of odd sides
              border: str = 'replicate') -> np.ndarray: # or 'reflect'
@@ -45,6 +45,7 @@ def gaussian_blur(x, c):
     weights = bell(int(4 * c + .5), c)
     return filtered(filtered(x, weights[None]), weights[:, None])
 
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #91ee1b62
 def defocus_blur(x, c):
     "A disc with a soft edge"
     radius, soft = c
