@@ -158,7 +158,7 @@ def keep_metas(samples):
     return {**batch, 'img_metas': [s['img_metas'] for s in samples]}
 
 
-def run(folder, kind='EpochBasedRunner', hooks=(), seed=1, workers=0, resume=None, evaluate=True, data=None, **kw):
+def run(folder, kind='EpochBasedRunner', hooks=(), seed=1, workers=0, resume=None, evaluate=True, data=None, step=None, **kw):
     set_random_seed(0)
     data = data if data is not None else points()
     set_random_seed(seed)
@@ -166,7 +166,7 @@ def run(folder, kind='EpochBasedRunner', hooks=(), seed=1, workers=0, resume=Non
     optimizer = build_optimizer(model, dict(type='Adam', lr=.05, weight_decay=.01, paramwise_cfg=dict(norm_decay_mult=0.)))
     runner = build_runner(dict(type=kind, **(kw or dict(max_epochs=4))), dict(model=model, optimizer=optimizer, work_dir=str(folder)))
     runner.register_training_hooks(dict(policy='poly', power=.9, warmup='linear', warmup_iters=5, warmup_ratio=.1),
-                                   dict(grad_clip=dict(max_norm=5.)), dict(interval=1), dict(interval=2, hooks=[dict(type='TextLoggerHook')]),
+                                   step or dict(grad_clip=dict(max_norm=5.)), dict(interval=1), dict(interval=2, hooks=[dict(type='TextLoggerHook')]),
                                    dict(policy='CosineAnnealing', min_momentum=.5), custom_hooks_config=list(hooks))
     if evaluate:
         runner.register_hook(EvalHook(DataLoader(data), by_epoch=kind[0] == 'E', interval=1 if kind[0] == 'E' else 3, save_best='mAP',
