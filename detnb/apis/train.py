@@ -54,7 +54,7 @@ def check_keys(cfg: Any) -> None:
             at = origin(node, key) or (f'{part}.{key}' if part else key)
             raise UnknownName(f'{at}: nothing reads {key!r}' + (f'; did you mean {close[0]!r}?' if close else f'; {part} takes {", ".join(known)}'))
 
-# %% ../../nbs/apis/10_train.ipynb #8478a135
+# %% ../../nbs/apis/10_train.ipynb #1dde7395
 def loader_args(cfg: Any, part: str, **more) -> dict:
     "Arguments for a data loader, from `data` and its `train_dataloader`, `val_dataloader` or `test_dataloader`"
     data = cfg.data
@@ -67,6 +67,8 @@ def auto_scale_lr(cfg: Any, world_size: int, logger) -> None:
     "Scale optimizer.lr by the real batch size, where auto_scale_lr.enable says so"
     wanted, batch = cfg.get('auto_scale_lr') or {}, world_size * loader_args(cfg, 'train')['samples_per_gpu']
     base = wanted.get('base_batch_size')
+    if wanted.get('enable') and not base:
+        raise KeyError('auto_scale_lr.enable needs auto_scale_lr.base_batch_size: the batch size that optimizer.lr was made for')
     if not base or base == batch: return
     lr = cfg.optimizer.lr * batch / base
     if not wanted.get('enable'):
