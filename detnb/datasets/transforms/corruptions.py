@@ -148,26 +148,28 @@ GROUPS = dict(noise=('gaussian_noise', 'shot_noise', 'impulse_noise'), blur=('de
 GROUPS['benchmark'] = sum((GROUPS[g] for g in ('noise', 'blur', 'weather', 'digital')), ())
 GROUPS['all'] = GROUPS['benchmark'] + GROUPS['holdout']
 
-# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #deae380f
+# %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #6a4efc14
 def corrupt(img: np.ndarray,     # (H, W, 3) uint8
             corruption_name: str, # one of GROUPS['all']
             severity: int = 1,   # 1 to 5; 0 leaves the image as it is
-            own: bool | None = None, # ours, or the package's; None: the package where it is installed
+            own: bool | None = None, # ours, or the package's; None: ours where there is one
            ) -> np.ndarray:      # (H, W, 3) uint8
     "A corrupted image"
     if corruption_name not in GROUPS['all']:
         raise ValueError(f'no corruption {corruption_name!r}{suggest(corruption_name, GROUPS["all"])}')
     if severity not in range(6): raise ValueError(f'severity must be a whole number from 0 to 5, not {severity!r}')
     if severity == 0: return img
-    if own or own is None and corruption_name in OWN and not package_is_there():
+    if own or own is None and corruption_name in OWN:
         if corruption_name not in OWN: raise ValueError(f'{corruption_name} is not among our own: {", ".join(OWN)}')
-        return _bytes(OWN[corruption_name](img / 255., STRENGTHS[corruption_name][severity - 1]))
+        out = OWN[corruption_name](img / 255., STRENGTHS[corruption_name][severity - 1])
+        return (out * 255 + 1e-4).clip(0, 255).astype(np.uint8)          # cut off, as the package does
     return require('imagecorruptions', f'the corruption {corruption_name}').corrupt(img, severity=severity, corruption_name=corruption_name)
 
 def package_is_there() -> bool:
-    "Whether `imagecorruptions` is installed"
-    from importlib.util import find_spec
-    return find_spec('imagecorruptions') is not None
+    "Whether `imagecorruptions` can be imported (with new setuptools it cannot: it asks for pkg_resources)"
+    try: import imagecorruptions
+    except ImportError: return False
+    return True
 
 # %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #61656b2d
 @PIPELINES.register_module()
