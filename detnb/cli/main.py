@@ -14,7 +14,7 @@ from ..foundation.errors import UnknownName
 from ..foundation.files import DiskFull
 from ..foundation.missing import MissingExtra, PortInUse
 
-# %% ../../nbs/cli/10_main.ipynb #5147f23b
+# %% ../../nbs/cli/10_main.ipynb #d9bdc651
 COMMANDS = {
     'train': 'train a detector',
     'test': 'run a detector over a data set and evaluate it',
@@ -32,6 +32,10 @@ COMMANDS = {
     'analyze': 'curves of logs, best and worst images, errors, sizes, anchors, robustness; see `detnb analyze --help`',
     'confusion-matrix': 'what a detector takes for what, from saved results',
     'flops': 'parameters and multiply-adds of a config',
+    'publish': 'write the weights of a checkpoint for others, their hash in the name',
+    'convert-model': 'weights of torchvision, detectron2, pycls, MoCo, SwAV or MMDetection 1.x',
+    'export-onnx': 'write a detector as an ONNX file',
+    'torchserve': 'pack a detector for TorchServe',
     'env': 'print versions and devices, for a bug report',
 }
 

@@ -1,0 +1,209 @@
+"Model tools: publish, upgrades, weights of other libraries (equal outputs), ONNX (equal boxes), TorchServe archives, and their commands"
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from detnb import Config
+from detnb.apis.benchmark import wide_weights
+from detnb.cli.main import main
+from detnb.foundation.checkpoint import load_state_dict
+from detnb.models.builder import build_detector
+
+
+def narrow(name, **heads):
+    "A shipped config with few channels"
+    cfg = Config.fromfile(name).model
+    if cfg.backbone.type == 'ResNet':
+        cfg.backbone.update(depth=18, base_channels=16, init_cfg=None); cfg.neck.update(in_channels=[16, 32, 64, 128], out_channels=16)
+        for key in ('bbox_head', 'rpn_head'):
+            if key in cfg: cfg[key].update(in_channels=16, feat_channels=16)
+        if 'bbox_head' in cfg: cfg.bbox_head.num_classes = 5
+    roi = cfg.get('roi_head')
+    if roi:
+        for key in ('bbox_roi_extractor', 'mask_roi_extractor'):
+            if key in roi: roi[key].out_channels = 16
+        for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]: head.update(in_channels=16, fc_out_channels=32, num_classes=5)
+        if 'mask_head' in roi: roi.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1, num_classes=5)
+    cfg.backbone.init_cfg = None
+    torch.manual_seed(0)
+    return build_detector(cfg)
+
+
+def plain(model, img):
+    "What the detector's own test gives: boxes best first, masks in the same order"
+    h, w = img.shape[2:]
+    meta = dict(img_shape=(h, w, 3), pad_shape=(h, w, 3), ori_shape=(h, w, 3), scale_factor=np.ones(4, np.float32), flip=False)
+    with torch.no_grad(): found = model.eval().simple_test(img, [meta])[0]
+    boxes, masks = found if isinstance(found, tuple) else (found, None)
+    labels = np.concatenate([np.full(len(b), i) for i, b in enumerate(boxes)]); boxes = np.concatenate(boxes)
+    order = np.lexsort((boxes[:, 0], -boxes[:, 4]))
+    return boxes[order], labels[order], None if masks is None else np.stack([m for c in masks for m in c])[order]
+
+
+def matches(found, expected, tolerance=.02):
+    "Share of the expected boxes that are among the found, with class, place and score"
+    (dets, labels), (boxes, classes) = found[:2], expected[:2]
+    near = (np.abs(dets[None] - boxes[:, None]).max(-1) < tolerance) & (labels[None] == classes[:, None])
+    return near.any(1).mean()
+
+
+FAMILIES = {'retinanet': 'retinanet/retinanet_r18_fpn_1x_coco.py', 'ssd': 'ssd/ssd300_coco.py', 'yolov3': 'yolo/yolov3_mobilenetv2_320_300e_coco.py',
+            'yolox': 'yolox/yolox_nano_8x8_300e_coco.py', 'fcos': 'fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py', 'faster': 'faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py',
+            'mask': 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', 'cascade': 'cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py'}
+
+
+def sure(name):
+    "A small detector that finds something in noise, and such noise"
+    if name == 'fcos':
+        cfg = Config.fromfile(FAMILIES[name]).model
+        cfg.backbone.update(depth=18, base_channels=16, init_cfg=None); cfg.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+        cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=5)
+        model = build_detector(cfg)
+    else: model = narrow(FAMILIES[name])
+    model = wide_weights(model)
+    if name == 'ssd':
+        with torch.no_grad():
+            for conv in model.bbox_head.cls_convs: conv[0].bias.add_(3 * torch.randn(conv[0].bias.shape, generator=torch.Generator().manual_seed(0)))
+    h, w = (300, 300) if name == 'ssd' else (128, 160)
+    return model.eval(), torch.randn(1, 3, h, w, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_graph_equals_detector(name):
+    "The graph of the last steps, run by torch: every box of the detector is there"
+    from detnb.apis.graph import GraphDetector
+    model, img = sure(name)
+    expected = plain(model, img)
+    with torch.no_grad(): found = [x[0].numpy() for x in GraphDetector(model)(img)]
+    assert len(expected[0]) > 5 and len(found[0]) == len(expected[0]) and matches(found, expected) == 1
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_onnx_equals_detector(name, tmp_path):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
+    from detnb.apis.onnx_export import export_onnx, run_onnx
+    model, img = sure(name)
+    expected = plain(model, img)
+    file = export_onnx(model, tmp_path/'a.onnx', img, dynamic_export=name in ('retinanet', 'faster'))
+    found = [x[0] for x in run_onnx(file, img)]
+    assert len(expected[0]) > 5 and abs(len(found[0]) - len(expected[0])) <= 1 and matches(found, expected) >= .98
+    if name == 'retinanet':
+        other = torch.randn(1, 3, 96, 192, generator=torch.Generator().manual_seed(2))
+        assert matches([x[0] for x in run_onnx(file, other)], plain(model, other)) >= .98
+    assert [p.name for p in tmp_path.iterdir()] == ['a.onnx']
+
+
+def test_onnx_command(tmp_path, capsys):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
+    cfg = Config.fromfile('demo/retinanet_r18_shapes.py'); cfg.model.backbone.init_cfg = None; cfg.dump(tmp_path/'c.py')
+    torch.save(dict(state_dict=wide_weights(build_detector(cfg.model)).state_dict(), meta={}), tmp_path/'w.pth')
+    args = ['export-onnx', str(tmp_path/'c.py'), str(tmp_path/'w.pth'), '--shape', '64', '96', '--output-file', str(tmp_path/'maps.onnx'), '--skip-postprocess', '--verify']
+    with pytest.warns(UserWarning, match='opset 11'): assert main([*args, '--opset-version', '11']) == 0
+    assert 'differ by at most' in capsys.readouterr().out
+
+
+def test_torchvision_equal_outputs():
+    "Faster and Mask R-CNN of torchvision with random weights: the converted detector gives their weights back, and the benchmark's pair gives equal boxes"
+    from detnb.apis.benchmark import detnb_detector, torchvision_state
+    from detnb.foundation.other_names import from_torchvision
+    for config in ('faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py', 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'):
+        ours = detnb_detector(config)
+        back = from_torchvision(torchvision_state(ours.state_dict()))
+        assert set(back) == set(ours.state_dict()) and all(torch.equal(back[k], v) for k, v in ours.state_dict().items())
+
+
+def test_torchvision_retinanet_and_resnet():
+    from torchvision.models import resnet18
+    from torchvision.models.detection import retinanet_resnet50_fpn
+    from detnb.foundation.other_names import from_torchvision
+    from detnb.models.builder import build_backbone
+    torch.manual_seed(0)
+    theirs = wide_weights(retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)).eval()
+    cfg = Config.fromfile('retinanet/retinanet_r50_fpn_1x_coco.py').model
+    cfg.backbone.init_cfg = None; cfg.neck.add_extra_convs = 'on_output'; cfg.neck.relu_before_extra_convs = True; cfg.bbox_head.num_classes = 90
+    ours = build_detector(cfg).eval()
+    assert load_state_dict(ours, from_torchvision(theirs.state_dict()), strict=True).perfect
+    img = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        feats, (cls, reg) = list(theirs.backbone(img).values()), ours.bbox_head(ours.extract_feat(img))
+        logits, deltas = theirs.head.classification_head(feats), theirs.head.regression_head(feats)
+    flat = lambda maps, n: torch.cat([m.permute(0, 2, 3, 1).reshape(1, -1, n) for m in maps], 1)
+    assert torch.allclose(flat(reg, 4), deltas, atol=1e-3) and torch.allclose(flat(cls, 90), logits[..., 1:], atol=1e-3)
+    net, backbone = resnet18(weights=None).eval(), build_backbone(dict(type='ResNet', depth=18, out_indices=(3,))).eval()
+    assert load_state_dict(backbone, from_torchvision(net.state_dict()), strict=True).perfect
+    with torch.no_grad(): x = net.layer4(net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(img)))))))); assert torch.allclose(backbone(img)[0], x, atol=1e-4)
+
+
+def detectron2_names(state, first_level=2):
+    "Our weights under detectron2's names, written independently of the converter"
+    import re
+    out = {}
+    for k, v in state.items():
+        if k.endswith('num_batches_tracked'): continue
+        if m := re.match(r'backbone\.(conv|bn)1\.(.*)', k): n = f'backbone.bottom_up.stem.conv1.{"norm." if m[1] == "bn" else ""}{m[2]}'
+        elif m := re.match(r'backbone\.layer(\d)\.(\d+)\.(conv|bn)(\d)\.(.*)', k): n = f'backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.conv{m[4]}.{"norm." if m[3] == "bn" else ""}{m[5]}'
+        elif m := re.match(r'backbone\.layer(\d)\.(\d+)\.downsample\.(\d)\.(.*)', k): n = f'backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.shortcut.{"norm." if m[3] == "1" else ""}{m[4]}'
+        elif m := re.match(r'neck\.(lateral|fpn)_convs\.(\d)\.conv\.(.*)', k): n = f'backbone.fpn_{"lateral" if m[1] == "lateral" else "output"}{int(m[2]) + first_level}.{m[3]}'
+        else:
+            n = k
+            for a, b in (('rpn_head.rpn_conv', 'proposal_generator.rpn_head.conv'), ('rpn_head.rpn_cls', 'proposal_generator.rpn_head.objectness_logits'),
+                         ('rpn_head.rpn_reg', 'proposal_generator.rpn_head.anchor_deltas'), ('roi_head.bbox_head.shared_fcs.0', 'roi_heads.box_head.fc1'),
+                         ('roi_head.bbox_head.shared_fcs.1', 'roi_heads.box_head.fc2'), ('roi_head.bbox_head.fc_cls', 'roi_heads.box_predictor.cls_score'),
+                         ('roi_head.bbox_head.fc_reg', 'roi_heads.box_predictor.bbox_pred'), ('roi_head.mask_head.upsample', 'roi_heads.mask_head.deconv'),
+                         ('roi_head.mask_head.conv_logits', 'roi_heads.mask_head.predictor'), *((f'roi_head.mask_head.convs.{i}.conv', f'roi_heads.mask_head.mask_fcn{i + 1}') for i in range(4))):
+                if k.startswith(a + '.'): n = b + k[len(a):]
+        out[n] = v
+    return out
+
+
+def test_detectron2_command(tmp_path):
+    "A pickle of arrays, as the model zoo has them, becomes a checkpoint that fits the caffe config without a gap"
+    import pickle
+    cfg = Config.fromfile('mask_rcnn/mask_rcnn_r50_caffe_fpn_1x_coco.py').model
+    cfg.backbone.init_cfg = None; cfg.roi_head.bbox_head.fc_out_channels = 32
+    model = wide_weights(build_detector(cfg)); state = model.state_dict()
+    arrays = {k: v.numpy() for k, v in detectron2_names(state).items()}
+    with open(tmp_path/'model_final.pkl', 'wb') as f: pickle.dump(dict(model=arrays, __author__='test'), f)
+    assert main(['convert-model', 'detectron2', str(tmp_path/'model_final.pkl'), str(tmp_path/'out.pth')]) == 0
+    found = torch.load(tmp_path/'out.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(found[k], v) for k, v in state.items() if not k.endswith('num_batches_tracked'))
+
+
+def test_upgrade_command(tmp_path, capsys):
+    state = {'bbox_head.fc_cls.weight': torch.arange(21.)[:, None].repeat(1, 2), 'bbox_head.fc_reg.bias': torch.arange(84.), 'backbone.conv1.weight': torch.ones(2)}
+    torch.save(dict(state_dict=state, meta=dict(CLASSES=('a',))), tmp_path/'old.pth')
+    assert main(['convert-model', 'upgrade', str(tmp_path/'old.pth'), str(tmp_path/'new.pth'), '--num-classes', '21']) == 0
+    new = torch.load(tmp_path/'new.pth', weights_only=True)
+    assert new['meta']['CLASSES'] == ('a',) and new['state_dict']['roi_head.bbox_head.fc_cls.weight'][:, 0].tolist() == [*range(1, 21), 0]
+    assert new['state_dict']['roi_head.bbox_head.fc_reg.bias'].tolist() == list(range(4, 84))
+    assert main(['convert-model', 'upgrade', str(tmp_path/'new.pth'), str(tmp_path/'x.pth')]) == 1 and 'of 2.x already' in capsys.readouterr().err
+
+
+def test_regnet():
+    from detnb.foundation.detectron_names import from_pycls
+    from detnb.models.builder import build_backbone
+    own = build_backbone(dict(type='RegNet', arch='regnetx_400mf', out_indices=(0, 1, 2, 3))).state_dict()
+    import re
+    theirs = {}
+    for k, v in own.items():
+        k = re.sub(r'^conv1', 'stem.conv', re.sub(r'^bn1', 'stem.bn', k))
+        k = re.sub(r'^layer(\d)\.0\.downsample\.0', r's\1.b1.proj', re.sub(r'^layer(\d)\.0\.downsample\.1', r's\1.b1.bn', k))
+        k = re.sub(r'^layer(\d)\.(\d+)\.(conv|bn)(\d)', lambda m: f's{m[1]}.b{int(m[2]) + 1}.f.{"abc"[int(m[4]) - 1]}{"_bn" if m[3] == "bn" else ""}', k)
+        theirs[k] = v
+    back = from_pycls(theirs)
+    assert list(back) == list(own) and all(torch.equal(back[k], v) for k, v in own.items())
+
+
+def test_publish_and_torchserve_commands(tmp_path, capsys):
+    cfg = Config.fromfile('demo/retinanet_r18_shapes.py'); cfg.model.backbone.init_cfg = None; cfg.dump(tmp_path/'c.py')
+    torch.save(dict(state_dict=build_detector(cfg.model).state_dict(), optimizer=dict(state=torch.ones(9)), meta=dict(CLASSES=tuple('abcde'), epoch=3)), tmp_path/'latest.pth')
+    assert main(['publish', str(tmp_path/'latest.pth'), str(tmp_path/'shapes.pth')]) == 0
+    file = next(tmp_path.glob('shapes-????????.pth'))
+    assert set(torch.load(file, weights_only=True)) == {'meta', 'state_dict'}
+    args = ['torchserve', str(tmp_path/'c.py'), str(file), '--output-folder', str(tmp_path/'store')]
+    assert main(args) == 0 and main(args) == 1 and '--force' in capsys.readouterr().err and main([*args, '--force']) == 0
+    manifest = json.loads(zipfile.ZipFile(tmp_path/'store'/'shapes.mar').read('MAR-INF/MANIFEST.json'))
+    assert manifest['model']['modelName'] == 'shapes' and manifest['model']['serializedFile'] == file.name
