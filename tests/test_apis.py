@@ -1,5 +1,5 @@
 "Detecting in pictures of every kind, alone and in batches"
-import asyncio
+import asyncio, warnings
 from pathlib import Path
 
 import numpy as np
@@ -87,5 +87,9 @@ def test_without_a_gpu_the_cpu_does_it_and_says_so():
 
 def test_picture_of_a_result(model, photo, tmp_path):
     out = tmp_path/'out.png'
-    with pytest.warns(UserWarning): show_result_pyplot(model, photo[0], inference_detector(model, photo[0]), score_thr=0, palette='coco', out_file=str(out))
+    result = inference_detector(model, photo[0])
+    with pytest.warns(UserWarning, match='no display'): show_result_pyplot(model, photo[0], result, score_thr=0)
+    with warnings.catch_warnings():                                        # a file that was asked for needs no display
+        warnings.simplefilter('error')
+        show_result_pyplot(model, photo[0], result, score_thr=0, palette='coco', out_file=str(out))
     assert Image.open(out).size == (96, 72)

@@ -65,5 +65,6 @@ def test_wheel_works_alone(wheel, tmp_path):
 
 
 def test_nothing_large_in_git():
-    large = [(p.stat().st_size // 1024, p.relative_to(root).as_posix()) for p in tracked() if p.stat().st_size > 600 * 1024]
+    large = [(p.stat().st_size // 1024, p.relative_to(root).as_posix()) for p in tracked()
+             if p.stat().st_size > (2000 if p.name == '_modidx.py' else 600) * 1024]       # nbdev's index has a line a name, and is no data
     assert not large, large
