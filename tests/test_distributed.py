@@ -379,3 +379,15 @@ def test_each_launcher_joins_at_the_port_of_dist_params(kind, tmp_path):
     for p in both: p.start()
     for p in both: p.join(100)
     assert [(tmp_path/f'{kind}{r}').read_text() for r in range(2)] == [f'({r}, 2) 3.0 gloo True' for r in range(2)]
+
+
+def test_a_process_that_has_trained_can_launch():
+    "A forked copy could not run backward; a function of a module gets new processes"
+    torch.ones((), requires_grad=True).backward()
+    assert launch(slope, 2) == [1., 1.]
+
+
+def slope():
+    x = torch.ones((), requires_grad=True)
+    x.backward()
+    return x.grad.item()
