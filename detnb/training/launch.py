@@ -138,17 +138,23 @@ def launch(fn: Callable,                # called in each process
     if room.error is not None: raise explained(room.error, method)
     return [room.results[r] for r in sorted(room.results)]
 
-# %% ../../nbs/training/57_launch.ipynb #5fae56bf
+# %% ../../nbs/training/57_launch.ipynb #e5a4d91d
+def _try(say):
+    try: torch.ones((), requires_grad=True).backward()
+    except RuntimeError: say.send(False)
+    else: say.send(True)
+
 def copies_can_train() -> bool:
     "Whether a copy of this process could run a backward pass"
+    context = multiprocessing.get_context('fork')
+    pipe, say = context.Pipe(duplex=False)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)
-        pid = os.fork()
-    if not pid:
-        try: torch.ones((), requires_grad=True).backward()
-        except BaseException: os._exit(1)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] == 0
+        warnings.filterwarnings('ignore', '.*fork', DeprecationWarning)
+        (process := context.Process(target=_try, args=(say,))).start()
+    say.close()
+    try: return pipe.recv()
+    except EOFError: return False
+    finally: process.join()
 
 def explained(e: BaseException, method: str) -> BaseException:
     "What to do about a backward pass that a copy cannot do"
