@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
+from fresh_process import run
 from detnb.foundation.config import Config
 from detnb.foundation.files import DiskFull, atomic_write, dump
 
@@ -158,49 +158,38 @@ def test_a_killed_detector_goes_on_with_auto_resume(tmp_path, one_thread):
 
 # a full disk
 
-def in_a_fork(function):
-    "Whether a function came to its end in a process of its own"
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try: function(); code = 0
-        except BaseException:
-            import traceback; traceback.print_exc()
-        os._exit(code)
-    return os.waitpid(pid, 0)[1] == 0
+def until_full(folder, room):
+    "Three epochs are written, then no file may be larger than `room` bytes; the error names the newest whole checkpoint and how to go on"
+    import resource
+    from detnb.training import checkpoints
+    real, count = checkpoints.CheckpointHook.save, []
+    def save(hook, runner):
+        count.append(1)
+        if len(count) == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        real(hook, runner)
+    checkpoints.CheckpointHook.save = save
+    try: survivor(folder)
+    except DiskFull as e:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        said = '\n'.join([str(e), *getattr(e, '__notes__', ())])
+        assert 'no room to write' in said and 'epoch_4.pth' in said and 'latest.pth; to go on' in said and '--resume-from' in said, said
+    else: raise AssertionError('it went well')
 
 
 @linux
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path):
-    "No file may be larger than 2 MB: the second checkpoint, with the optimizer's moments, is"
-    whole = tmp_path/'whole'
-    assert in_a_fork(lambda: survivor(str(whole)))
+    "No file may be larger than half a checkpoint when the fourth is written"
+    whole, cut = tmp_path/'whole', tmp_path/'run'
+    def well(function, *args):                             # in a process of its own, which may run backward whatever ran here
+        good, text = run(function, *args)
+        assert good, text
+    well(survivor, str(whole))
     size = (whole/'epoch_6.pth').stat().st_size
-    for path in whole.glob('epoch_*'): path.unlink()
-    (whole/'latest.pth').unlink()
-    def first(): survivor(str(tmp_path/'run'))
-    import resource
-    from detnb.training import checkpoints
-    def until_full():
-        "Three epochs are written, then there is no room; the error names the newest whole checkpoint and how to go on"
-        real, count = checkpoints.CheckpointHook.save, []
-        def save(hook, runner):
-            count.append(1)
-            if len(count) == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
-            real(hook, runner)
-        checkpoints.CheckpointHook.save = save
-        try: first()
-        except DiskFull as e:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            said = '\n'.join([str(e), *getattr(e, '__notes__', ())])
-            assert 'no room to write' in said and 'epoch_4.pth' in said and 'latest.pth; to go on' in said and '--resume-from' in said, said
-        else: raise AssertionError('it went well')
-    assert in_a_fork(until_full)
-    run = tmp_path/'run'
-    assert sorted(p.name for p in run.iterdir()) == ['epoch_2.pth', 'epoch_3.pth', 'latest.pth']       # nothing half, nothing gone
-    assert everything(run)['meta']['epoch'] == 3
-    assert in_a_fork(first) and in_a_fork(lambda: survivor(str(whole)))
-    assert all(equal(everything(run)[k], everything(whole)[k]) for k in ('state_dict', 'optimizer'))
+    well(until_full, str(cut), size // 2)
+    assert sorted(p.name for p in cut.iterdir()) == ['epoch_2.pth', 'epoch_3.pth', 'latest.pth']       # nothing half, nothing gone
+    assert everything(cut)['meta']['epoch'] == 3
+    well(survivor, str(cut))
+    assert all(equal(everything(cut)[k], everything(whole)[k]) for k in ('state_dict', 'optimizer'))
 
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
