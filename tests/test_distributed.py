@@ -10,34 +10,14 @@ from torch import distributed as dist, nn
 from detnb.foundation.config import Config
 from detnb.foundation.distributed import free_port, get_dist_info
 from detnb.training.launch import launch
+from test_cli import CONFIG as CLI_CONFIG
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='functions of a test file are forked')
 root = Path(__file__).resolve().parent.parent
 
-CONFIG = '''
-_base_ = ['retinanet/retinanet_r18_fpn_1x_coco.py']
-root = {root!r}
-classes = ('ball', 'box', 'triangle', 'star', 'ring')
-norm = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='Resize', img_scale=(96, 64)),
-                  dict(type='RandomFlip', flip_ratio=.5), dict(type='Normalize', **norm), dict(type='Pad', size_divisor=32),
-                  dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img', 'gt_bboxes', 'gt_labels'])]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(96, 64), flip=False, transforms=[
-                  dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='Normalize', **norm), dict(type='Pad', size_divisor=32),
-                  dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])])]
-model = dict(backbone=dict(init_cfg=None, frozen_stages=-1, base_channels=8, norm_eval=True),
-             neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
-             bbox_head=dict(num_classes=5, in_channels=8, feat_channels=8, stacked_convs=1))
-train = dict(_delete_=True, type='CocoDataset', ann_file=root + '/train.json', img_prefix=root + '/train', classes=classes, pipeline=train_pipeline)
-val = dict(_delete_=True, type='CocoDataset', ann_file=root + '/val.json', img_prefix=root + '/val', classes=classes, pipeline=test_pipeline)
-data = dict(samples_per_gpu=2, workers_per_gpu=0, train=train, val=val, test=val)
-lr_config = dict(warmup_iters=3)
-optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=10))
-runner = dict(max_epochs=2)
-log_config = dict(interval=1)
-dist_params = dict(backend='nccl')
-device = 'cpu'
-'''
+# a process' batch statistics are its own, so they stay as they are; every iteration is told
+CONFIG = CLI_CONFIG.replace('norm_eval=False', 'norm_eval=True').replace('log_config = dict(interval=2)', 'log_config = dict(interval=1)') + \
+    "dist_params = dict(backend='nccl')\n"
 
 
 @pytest.fixture(scope='module')

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['detect_frames', 'drawn', 'detect_video', 'consume', 'detect_stream']
 
-# %% ../../nbs/apis/35_video.ipynb #c229d895
+# %% ../../nbs/apis/35_video.ipynb #b064d682
 import itertools, os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def drawn(model: nn.Module, frame: np.ndarray, result: Any, score_thr: float) ->
     "A frame with its boxes"
     return show_result(frame, result, getattr(model, 'CLASSES', None), score_thr, show=False)
 
-# %% ../../nbs/apis/35_video.ipynb #2516865d
+# %% ../../nbs/apis/35_video.ipynb #07b8035d
 def detect_video(model: nn.Module,                   # from init_detector
                  video: str | os.PathLike,           # a file
                  out_file: str | os.PathLike = None, # write a video with the detections
@@ -50,34 +51,23 @@ def detect_video(model: nn.Module,                   # from init_detector
     "What a detector finds in each frame of a video"
     results = []
     with VideoReader(video, nvdecode=nvdecode) as reader:
-        writer = VideoWriter(out_file, reader.fps or 25.) if out_file else None
         found = detect_frames(model, reader, batch_size)
         if progress: found = track(found, len(reader), 'frames')
-        consume(model, found, results, writer, score_thr, show, wait_time, str(video))
+        consume(model, found, results, out_file, reader.fps or 25., score_thr, show, wait_time, str(video))
     return results
 
-# %% ../../nbs/apis/35_video.ipynb #c72ce4dc
-def consume(model, found, results, writer, score_thr, show, wait_time, title):
+# %% ../../nbs/apis/35_video.ipynb #2a21f075
+def consume(model, found, results, out_file, fps, score_thr, show, wait_time, title):
     "Draw what was found where it is wanted; `results` takes it, unless it is None"
-    viewer = FrameViewer(title, wait_time) if show else None
-    try:
+    with (VideoWriter(out_file, fps) if out_file else nullcontext()) as writer, (FrameViewer(title, wait_time) if show else nullcontext()) as viewer:
         for frame, result in found:
             if results is not None: results.append(result)
             if writer is None and viewer is None: continue
             picture = drawn(model, frame, result, score_thr)
             if writer is not None: writer.write(picture)
             if viewer is not None and not viewer.show(picture): break
-    except KeyboardInterrupt:
-        if writer is not None: writer.close() # what was written is a whole video
-        raise
-    except BaseException as e:
-        if writer is not None: writer.__exit__(type(e), e, e.__traceback__)
-        raise
-    finally:
-        if viewer is not None: viewer.close()
-    if writer is not None: writer.close()
 
-# %% ../../nbs/apis/35_video.ipynb #f6bd32ab
+# %% ../../nbs/apis/35_video.ipynb #cbedb512
 def detect_stream(model: nn.Module,
                   source: int | str = 0,              # a camera's number, or an address such as rtsp://...
                   score_thr: float = .5,              # draw what scores more
@@ -92,7 +82,6 @@ def detect_stream(model: nn.Module,
         nonlocal count
         for frame in itertools.islice(read_stream(source), max_frames):
             count += 1; yield frame
-    writer = VideoWriter(out_file, fps) if out_file else None
-    try: consume(model, detect_frames(model, counted(), batch_size=1), None, writer, score_thr, show, 1, f'detnb: {source}')
+    try: consume(model, detect_frames(model, counted(), batch_size=1), None, out_file, fps, score_thr, show, 1, f'detnb: {source}')
     except KeyboardInterrupt: pass # that is how one stops it
     return count

@@ -42,7 +42,7 @@ class VideoWriter:
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(pixels, format='bgr24')))
         self.frames += 1
 
-# %% ../../nbs/foundation/66_video_stream.ipynb #8f2a32bb
+# %% ../../nbs/foundation/66_video_stream.ipynb #daf1ece7
 def _close(self: VideoWriter) -> None:
     "Finish the file and give it its name"
     if self._file is None: return
@@ -52,7 +52,7 @@ def _close(self: VideoWriter) -> None:
     else: self._unfinished.unlink(missing_ok=True)
 
 def _exit(self: VideoWriter, kind: Any, *_: Any) -> None:
-    if kind is None: return self.close()
+    if kind in (None, KeyboardInterrupt): return self.close() # stopped on purpose: what was written is a whole video
     self._file.close(); self._file = None
     self._unfinished.unlink(missing_ok=True)
 
