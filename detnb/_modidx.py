@@ -5837,4 +5837,12 @@ d = { 'settings': { 'branch': 'main',
                                          'detnb.training.trackers.WandbLoggerHook.connect': ( 'training/trackers.html#wandbloggerhook.connect',
                                                                                               'detnb/training/trackers.py'),
                                          'detnb.training.trackers.WandbLoggerHook.send': ( 'training/trackers.html#wandbloggerhook.send',
-                                                                                           'detnb/training/trackers.py')}}}
+                                                                                           'detnb/training/trackers.py')},
+            'detnb.widgets.events': { 'detnb.widgets.events.Live': ('widgets/events.html#live', 'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.Live._ipython_display_': ( 'widgets/events.html#live._ipython_display_',
+                                                                                       'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.Live.forms': ('widgets/events.html#live.forms', 'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.Live.picture': ('widgets/events.html#live.picture', 'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.attach': ('widgets/events.html#attach', 'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.click': ('widgets/events.html#click', 'detnb/widgets/events.py'),
+                                      'detnb.widgets.events.show_error': ('widgets/events.html#show_error', 'detnb/widgets/events.py')}}}
