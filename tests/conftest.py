@@ -12,6 +12,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGIN
 import matplotlib, numpy as np, pytest, torch
 
 
+def pytest_configure(config): config.addinivalue_line('markers', 'browser: opens JupyterLab in a browser; `-m "not browser"` leaves them out')
+
+
 @pytest.fixture(scope='session')
 def project():
     "Root folder of the checkout"

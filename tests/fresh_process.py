@@ -53,3 +53,16 @@ def import_module(name, root):
     "Import one module, alone"
     sys.path.insert(0, str(root))
     __import__(name)
+
+
+def run_tutorial(path, root):
+    "Execute one notebook in a Jupyter kernel of its own, as a reader does -> the notebook with the outputs of this run"
+    import nbformat
+    from jupyter_client import KernelManager
+    from nbclient import NotebookClient
+    notebook = nbformat.read(path, 4)
+    manager = KernelManager(kernel_name='python3')
+    # several run at once; the checkout comes before an installed package
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
+    NotebookClient(notebook, km=manager, timeout=600, resources={'metadata': {'path': str(Path(path).parent)}}).execute(env=env)
+    return notebook
