@@ -104,6 +104,66 @@ def test_onnx_command(tmp_path, capsys):
     with pytest.warns(UserWarning, match='opset 11'): assert main([*args, '--opset-version', '11']) == 0
     assert 'differ by at most' in capsys.readouterr().out
 
+CAFFE = '''
+_base_ = ['retinanet/retinanet_r50_caffe_fpn_1x_coco.py']
+model = dict(backbone=dict(depth=18, base_channels=16, init_cfg=None), neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
+             bbox_head=dict(in_channels=16, feat_channels=16, num_classes=5))
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(160, 96), flip=False, transforms=[
+    dict(type='Resize', keep_ratio=False), dict(type='Normalize', mean=[103.53, 116.28, 123.675], std=[60., 90., 120.], to_rgb=False),
+    dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])])]
+data = dict(test=dict(pipeline=test_pipeline))
+'''
+
+
+@pytest.fixture
+def caffe(tmp_path):
+    "A detector of BGR pixels, its files and a picture of the network's own size"
+    from PIL import Image
+    (tmp_path/'c.py').write_text(CAFFE)
+    torch.manual_seed(0)
+    model = wide_weights(build_detector(Config.fromfile(tmp_path/'c.py').model))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path/'w.pth')
+    rough = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    Image.fromarray(rough).resize((160, 96)).save(tmp_path/'p.png')
+    return tmp_path
+
+
+def best_first(result):
+    boxes, labels = np.concatenate(result), np.concatenate([np.full(len(b), i) for i, b in enumerate(result)])
+    order = np.argsort(-boxes[:, 4], kind='stable')
+    return boxes[order], labels[order]
+
+
+def test_graph_takes_rgb_pixels_of_a_bgr_detector(caffe):
+    "Mean, deviation and channel order are in the graph: it gives for plain RGB pixels what the detector gives for the picture"
+    from detnb.apis import inference_detector, init_detector
+    from detnb.apis.onnx_export import network_input, whole_graph
+    model = init_detector(str(caffe/'c.py'), str(caffe/'w.pth'), 'cpu')
+    expected, img = best_first(inference_detector(model, str(caffe/'p.png'))), network_input(str(caffe/'p.png'), (96, 160))
+    with torch.no_grad(): found, swapped = ([x[0].numpy() for x in whole_graph(model)(pixels)] for pixels in (img, img.flip(1)))
+    assert len(expected[0]) > 5 and matches(found, expected) == 1 > matches(swapped, expected)
+
+
+def test_onnx_command_with_a_bgr_detector(caffe, capsys):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
+    from detnb.apis import inference_detector, init_detector
+    from detnb.apis.onnx_export import network_input, run_onnx
+    args = ['export-onnx', str(caffe/'c.py'), str(caffe/'w.pth'), '--shape', '96', '160', '--output-file', str(caffe/'d.onnx'), '--input-img', str(caffe/'p.png'), '--verify']
+    assert main(args) == 0 and 'differ by at most' in capsys.readouterr().out
+    expected = best_first(inference_detector(init_detector(str(caffe/'c.py'), str(caffe/'w.pth'), 'cpu'), str(caffe/'p.png')))
+    found = [x[0] for x in run_onnx(caffe/'d.onnx', network_input(str(caffe/'p.png'), (96, 160)))]
+    assert len(expected[0]) > 5 and matches(found, expected) >= .98
+
+
+def test_soft_nms_is_refused_before_the_export(caffe, capsys, monkeypatch):
+    from detnb.apis import onnx_export
+    monkeypatch.setattr(onnx_export, 'require', lambda name, why: None)
+    monkeypatch.setattr(torch.onnx, 'export', lambda *a, **k: pytest.fail('the export has begun'))
+    args = ['export-onnx', str(caffe/'c.py'), str(caffe/'w.pth'), '--shape', '96', '160', '--output-file', str(caffe/'d.onnx')]
+    assert main([*args, '--cfg-options', 'model.test_cfg.nms.type=soft_nms']) == 1
+    said = capsys.readouterr().err
+    assert "nms=dict(type='nms', iou_threshold=0.5)" in said and 'skip' in said and not (caffe/'d.onnx').exists()
+
 
 def test_torchvision_equal_outputs():
     "Faster and Mask R-CNN of torchvision with random weights: the converted detector gives their weights back, and the benchmark's pair gives equal boxes"
