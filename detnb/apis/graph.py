@@ -36,8 +36,8 @@ def only_plain_nms(nms_cfg: dict) -> tuple: # whether it is for all classes toge
     "The settings of an NMS that ONNX knows"
     kind, agnostic, settings = read_nms_cfg(nms_cfg)
     if kind == 'nms': return agnostic, settings
-    raise NotImplementedError(f'{kind} has no operation in ONNX: put nms=dict(type=\'nms\', iou_threshold={settings.get("iou_threshold", .5)}) into the test_cfg '
-                              '(fewer overlapping boxes stay), or export the maps with skip_postprocess')
+    raise NotImplementedError(f'{kind} has no operation in ONNX: put nms=dict(type=\'nms\', iou_threshold={settings.get("iou_threshold", .5)}) '
+                              'into the test_cfg (fewer overlapping boxes stay), or export the maps with skip_postprocess')
 
 def graph_nms(boxes: Tensor, scores: Tensor, labels: Tensor, # (N, 4), (N,), (N,)
               nms_cfg: dict, max_num: int = -1) -> tuple:    # the same of those kept, best first
