@@ -45,8 +45,8 @@ def pixels_of(cfg: Any,              # a detector's config; None: its network's 
              ) -> nn.Module:
     "What the Normalize of a test pipeline does; a pipeline without one leaves BGR pixels"
     if cfg is None: return nn.Identity()
-    steps = [{k: v for k, v in step.items() if k != 'type'} for _, step, key, name in walk(cfg.data.test.pipeline) if (key, name) == ('type', 'Normalize')]
-    found = steps[0] if steps else dict(to_rgb=False)
+    steps = [step for _, step, key, name in walk(cfg.data.test.pipeline) if (key, name) == ('type', 'Normalize')]
+    found = {k: v for k, v in steps[0].items() if k != 'type'} if steps else dict(to_rgb=False)
     return Pixels(**{**found, **{k: v for k, v in (('mean', mean), ('std', std)) if v is not None}})
 
 # %% ../../nbs/apis/92_onnx_export.ipynb #588356a0

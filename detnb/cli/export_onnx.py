@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add('--verify', action='store_true', help="compare ONNX Runtime's boxes with the detector's")
     add('--simplify', action='store_true', help='let the package onnxsim simplify the graph')
     add('--shape', type=int, nargs='+', default=[800, 1216], metavar='N',
-        help='height and width of the input in pixels, or one number for both; what the config pads to, mostly 32, should divide them (default: 800 1216)')
+        help='height and width in pixels, or one number for both; multiples of what the config pads to, mostly 32 (default: 800 1216)')
     add('--mean', type=float, nargs=3, metavar='X', help="subtracted in the graph, in the order of the network's channels (default: the config's)")
     add('--std', type=float, nargs=3, metavar='X', help="divided by in the graph (default: the config's)")
     add('--dynamic-export', action='store_true', help='leave height and width open')

@@ -16,9 +16,10 @@ from .locate import CheckpointError
 # %% ../../nbs/foundation/54_old_checkpoints.ipynb #16c19df8
 def background_last(value: Tensor,    # rows (A * n, ...), for each anchor the background first
                     n: int,           # classes and background
-                   ) -> Tensor:       # as `value`; unchanged where the rows are no multiple of n (sigmoids have no background)
+                    anchors: int = 1, # A
+                   ) -> Tensor:       # as `value`; unchanged where there are fewer rows (sigmoids have no background)
     "Turn the rows of a classifier by one, for each anchor"
-    return value.unflatten(0, (-1, n)).roll(-1, 1).flatten(0, 1) if len(value) % n == 0 else value
+    return value.unflatten(0, (-1, n)).roll(-1, 1).flatten(0, 1) if len(value) == anchors * n else value
 
 def without_background(value: Tensor, # rows (n * k, ...), the background's k rows first
                        n: int,
@@ -32,6 +33,14 @@ REGIONAL = ('bbox_head', 'mask_head', 'semantic_head', 'grid_head', 'mask_iou_he
 CLASSIFIER = re.compile(r'(conv_cls|retina_cls|rpn_cls|fc_cls|fcos_cls|fovea_cls)\.(weight|bias)$')
 TOWER = re.compile(r'((?:cls|reg)_convs\.\d+)\.(weight|bias)$')
 
+def check_classes(name: str, rows: int, n: int, anchors: int):
+    "Raise where a classifier has another number of classes than was said"
+    known = [anchors * n] if 'fc_cls' in name else [anchors * n, anchors * (n - 1)]
+    if rows in known: return
+    each = [f'{rows / anchors + i:g}' for i in range(len(known))]
+    raise CheckpointError(f'{name} has {rows} rows{f" for {anchors} anchors" * (anchors > 1)}, which does not fit {n} classes with background: '
+                          f'is num_classes {", or without background ".join(each)}?')
+
 def upgraded(state: dict[str, Tensor],      # weights of MMDetection 1.x
              num_classes: int = 81,         # with background
             ) -> OrderedDict:
@@ -42,7 +51,11 @@ def upgraded(state: dict[str, Tensor],      # weights of MMDetection 1.x
     ssd, out = any(name.startswith('backbone.extra.') for name in state), OrderedDict()
     for name, value in state.items():
         new = 'roi_head.' + name if two_stage and name.split('.')[0] in REGIONAL else name
-        if CLASSIFIER.search(name) or ssd and re.search(r'bbox_head\.cls_convs\.\d+\.', name): value = background_last(value, num_classes)
+        if CLASSIFIER.search(name) or ssd and re.search(r'bbox_head\.cls_convs\.\d+\.', name):
+            boxes = re.sub(r'cls(?=\.\w+$|_convs)', 'reg', name)             # has four rows an anchor, and beside an fc_cls four a class
+            anchors = len(state[boxes]) // 4 if boxes in state and 'fc_cls' not in name else 1
+            if boxes in state and not name.startswith('rpn_head.'): check_classes(name, len(value), num_classes, anchors)
+            value = background_last(value, num_classes, anchors)
         elif re.search(r'fc_reg\.(weight|bias)$', name): value = without_background(value, num_classes, 4)
         elif re.search(r'conv_logits\.(weight|bias)$', name): value = without_background(value, num_classes, 1)
         elif not ssd: new = TOWER.sub(r'\1.conv.\2', new)
