@@ -45,7 +45,7 @@ def there_in_coco(truth,                  # `COCO`
     return dict(labels=np.array([row[a['category_id']] for a in anns], int), shapes=shapes,
                 crowd=np.array([a.get('iscrowd', 0) for a in anns], bool))
 
-# %% ../../nbs/evaluation/56_matching.ipynb #925707f9
+# %% ../../nbs/evaluation/56_matching.ipynb #c19d9ac7
 class Pairs:
     "Detections and true objects of a data set in flat arrays, with the overlap of all that touch"
     def __init__(self, found: list, truth: list, num_classes: int): # dicts as above, an entry an image
@@ -55,6 +55,7 @@ class Pairs:
         self.num_images, self.num_classes = len(found), num_classes
         self.score, self.label, self.image = flat(found, 'scores', float), flat(found, 'labels', int), which(found)
         self.gt_label, self.gt_image, self.crowd = flat(truth, 'labels', int), which(truth), flat(truth, 'crowd', bool)
+        self.boxes, self.gt_boxes = (np.concatenate([np.zeros((0, 4)), *(_corners(r['shapes']) for r in rows)]) for rows in (found, truth))
         self.det, self.gt, self.iou = self._overlaps(found, truth)
 
     def _overlaps(self, found, truth):
@@ -71,6 +72,10 @@ class Pairs:
         "How much there is to find"
         return np.bincount(self.gt_label[~self.crowd], minlength=self.num_classes)
     def __repr__(self): return f'{len(self.score)} detections and {(~self.crowd).sum()} objects in {self.num_images} images'
+
+def _corners(shapes): # boxes or masks -> (n, 4) xyxy
+    xywh = (coco_mask.toBbox(shapes) if isinstance(shapes, list) and shapes else np.asarray(shapes, float)).reshape(-1, 4)
+    return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
 
 # %% ../../nbs/evaluation/56_matching.ipynb #aef1e630
 class Matched:
