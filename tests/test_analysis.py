@@ -1,5 +1,5 @@
 "Analyses beside what their notebooks tell: COCO's own oracle, blood cells, counts by hand, the commands from a shell's side, their option names"
-import contextlib, gzip, io, json, pickle, re
+import contextlib, gzip, io, json, pickle, re, sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from detnb.cli.main import main
 from detnb.datasets import build_dataloader, build_dataset
 from detnb.datasets.shapes import CLASSES, make_shapes
 from detnb.datasets.transforms import Corrupt
-from detnb.datasets.transforms.corruptions import GROUPS, OWN, corrupt, package_is_there
+from detnb.datasets.transforms.corruptions import GROUPS, OWN, corrupt
 from detnb.evaluation.coco import COCO, evaluate_coco
 from detnb.evaluation.class_sizes import class_sizes
 from detnb.evaluation.confusion import confusion_matrix
@@ -243,10 +243,24 @@ def test_own_corruptions_take_any_size(name, shape):
         assert out.shape == shape and out.dtype == np.uint8 and (img == before).all()
 
 
-def test_the_four_that_need_a_package():
-    if package_is_there(): pytest.skip('imagecorruptions is installed')
-    assert set(GROUPS['all']) - set(OWN) == {'snow', 'frost', 'spatter', 'elastic_transform'} and len(GROUPS['benchmark']) == 15
-    with pytest.raises(ImportError, match='pip install imagecorruptions'): Corrupt('snow')(dict(img=np.zeros((8, 8, 3), np.uint8)))
+FOUR = ['snow', 'frost', 'elastic_transform', 'spatter']
+
+
+def test_four_corruptions_need_a_package(monkeypatch):
+    "And a test under all of them says so before it begins, not after the hours that the others take"
+    from detnb.apis.robustness import test_robustness as run
+    monkeypatch.setitem(sys.modules, 'imagecorruptions', None)
+    assert set(GROUPS['all']) - set(OWN) == set(FOUR) and len(GROUPS['benchmark']) == 15
+    with pytest.raises(ImportError, match=r'snow needs imagecorruptions.*pip install "detnb\[corruptions\]"'): Corrupt('snow')(dict(img=np.zeros((8, 8, 3), np.uint8)))
+    with pytest.raises(ImportError, match='snow, frost, elastic_transform needs imagecorruptions'): run(None, None)
+
+
+@pytest.mark.parametrize('name', FOUR)
+def test_the_four_of_the_package(name):
+    pytest.importorskip('imagecorruptions', exc_type=ImportError)
+    img = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    mild, strong = (corrupt(img, name, severity) for severity in (1, 5))
+    assert mild.shape == strong.shape == img.shape and mild.dtype == np.uint8 and 0 < np.abs(mild - 1. * img).mean() < np.abs(strong - 1. * img).mean()
 
 
 # --- anchors

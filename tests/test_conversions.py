@@ -285,6 +285,19 @@ def test_first_detectron_backbone():
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(net(image()), theirs.stages(image())))
 
 
+def test_detectron2_command(tmp_path):
+    "A pickle of arrays, as the model zoo has them, becomes a checkpoint that fits the caffe config without a gap"
+    import pickle
+    from detnb.cli.main import main
+    cfg = config('mask_rcnn/mask_rcnn_r50_caffe_fpn_1x_coco.py')
+    state = wide_weights(build_detector(cfg)).state_dict()
+    arrays = {new: state[old].numpy() for old, new in detectron2_names(state).items()}
+    with open(tmp_path/'model_final.pkl', 'wb') as f: pickle.dump(dict(model=arrays, __author__='test'), f)
+    assert main(['convert-model', 'detectron2', str(tmp_path/'model_final.pkl'), str(tmp_path/'out.pth')]) == 0
+    found = torch.load(tmp_path/'out.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(found[k], v) for k, v in state.items() if not k.endswith('num_batches_tracked'))
+
+
 # pretraining
 
 @torch.no_grad()
@@ -312,6 +325,8 @@ def test_self_supervised_features(method, prefix):
     state = {**{prefix + k: v for k, v in theirs.state_dict().items()}, **extra}
     net = build_backbone(dict(type='ResNet', depth=50, out_indices=(3,))).eval()
     assert load_state_dict(net, from_selfsup(state, method), strict=True).perfect
+    plain = from_torchvision(theirs.state_dict())
+    assert all(torch.equal(plain[k], v) for k, v in net.state_dict().items())
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image()))))
     for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4): x = layer(x)
     assert torch.allclose(net(image())[0], x, rtol=1e-3, atol=1e-3 * x.abs().max())

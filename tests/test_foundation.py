@@ -448,3 +448,22 @@ def test_import_is_light():
     "`import detnb` loads neither torch nor matplotlib, so it cannot add much to them"
     program = "import sys, detnb; print([m for m in ('torch', 'torchvision', 'matplotlib', 'pycocotools', 'IPython', 'av', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout.strip() == '[]'
+
+
+def test_a_missing_package_is_told(tmp_path, monkeypatch):
+    "Not installed; or installed, and something that it imports is not"
+    from detnb.foundation.missing import MissingExtra, require
+    (tmp_path/'half_installed.py').write_text('import pkg_that_is_not_there')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtra, match='This needs no_such_thing, which is not installed: pip install "detnb.thing."'): require('no_such_thing', 'This', '"detnb[thing]"')
+    with pytest.raises(MissingExtra, match="half_installed, which is there and cannot be imported .*pkg_that_is_not_there.*pip install half_installed"): require('half_installed', 'This')
+
+
+def test_extras_named_in_messages_exist(project):
+    "Each `pip install \"detnb[x]\"` that a message or a page names is an extra of settings.ini"
+    from configparser import ConfigParser
+    settings = ConfigParser(delimiters=['=']); settings.read(project/'settings.ini')
+    extras = {name.removesuffix('_requirements') for name in settings['DEFAULT'] if name.endswith('_requirements')}
+    files = [*(project/'detnb').rglob('*.py'), *(project/'nbs').rglob('*.ipynb'), project/'README.md']
+    named = {m for f in files for m in re.findall(r'detnb\[(\w+)\]', f.read_text(encoding='utf-8'))}
+    assert {'video', 'onnx', 'corruptions'} <= named <= extras

@@ -1,4 +1,4 @@
-"Model tools: publish, upgrades, weights of other libraries (equal outputs), ONNX (equal boxes), TorchServe archives, and their commands"
+"Model tools: publish, upgrade, ONNX (equal boxes), TorchServe, and their commands; other libraries' weights are in test_conversions"
 import json
 import zipfile
 
@@ -9,7 +9,6 @@ import torch
 from detnb import Config
 from detnb.apis.benchmark import wide_weights
 from detnb.cli.main import main
-from detnb.foundation.checkpoint import load_state_dict
 from detnb.models.builder import build_detector
 
 
@@ -165,73 +164,6 @@ def test_soft_nms_is_refused_before_the_export(caffe, capsys, monkeypatch):
     assert "nms=dict(type='nms', iou_threshold=0.5)" in said and 'skip' in said and not (caffe/'d.onnx').exists()
 
 
-def test_torchvision_equal_outputs():
-    "Faster and Mask R-CNN of torchvision with random weights: the converted detector gives their weights back, and the benchmark's pair gives equal boxes"
-    from detnb.apis.benchmark import detnb_detector, torchvision_state
-    from detnb.foundation.other_names import from_torchvision
-    for config in ('faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py', 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'):
-        ours = detnb_detector(config)
-        back = from_torchvision(torchvision_state(ours.state_dict()))
-        assert set(back) == set(ours.state_dict()) and all(torch.equal(back[k], v) for k, v in ours.state_dict().items())
-
-
-def test_torchvision_retinanet_and_resnet():
-    from torchvision.models import resnet18
-    from torchvision.models.detection import retinanet_resnet50_fpn
-    from detnb.foundation.other_names import from_torchvision
-    from detnb.models.builder import build_backbone
-    torch.manual_seed(0)
-    theirs = wide_weights(retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)).eval()
-    cfg = Config.fromfile('retinanet/retinanet_r50_fpn_1x_coco.py').model
-    cfg.backbone.init_cfg = None; cfg.neck.add_extra_convs = 'on_output'; cfg.neck.relu_before_extra_convs = True; cfg.bbox_head.num_classes = 90
-    ours = build_detector(cfg).eval()
-    assert load_state_dict(ours, from_torchvision(theirs.state_dict()), strict=True).perfect
-    img = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        feats, (cls, reg) = list(theirs.backbone(img).values()), ours.bbox_head(ours.extract_feat(img))
-        logits, deltas = theirs.head.classification_head(feats), theirs.head.regression_head(feats)
-    flat = lambda maps, n: torch.cat([m.permute(0, 2, 3, 1).reshape(1, -1, n) for m in maps], 1)
-    assert torch.allclose(flat(reg, 4), deltas, atol=1e-3) and torch.allclose(flat(cls, 90), logits[..., 1:], atol=1e-3)
-    net, backbone = resnet18(weights=None).eval(), build_backbone(dict(type='ResNet', depth=18, out_indices=(3,))).eval()
-    assert load_state_dict(backbone, from_torchvision(net.state_dict()), strict=True).perfect
-    with torch.no_grad(): x = net.layer4(net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(img)))))))); assert torch.allclose(backbone(img)[0], x, atol=1e-4)
-
-
-def detectron2_names(state, first_level=2):
-    "Our weights under detectron2's names, written independently of the converter"
-    import re
-    out = {}
-    for k, v in state.items():
-        if k.endswith('num_batches_tracked'): continue
-        if m := re.match(r'backbone\.(conv|bn)1\.(.*)', k): n = f'backbone.bottom_up.stem.conv1.{"norm." if m[1] == "bn" else ""}{m[2]}'
-        elif m := re.match(r'backbone\.layer(\d)\.(\d+)\.(conv|bn)(\d)\.(.*)', k): n = f'backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.conv{m[4]}.{"norm." if m[3] == "bn" else ""}{m[5]}'
-        elif m := re.match(r'backbone\.layer(\d)\.(\d+)\.downsample\.(\d)\.(.*)', k): n = f'backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.shortcut.{"norm." if m[3] == "1" else ""}{m[4]}'
-        elif m := re.match(r'neck\.(lateral|fpn)_convs\.(\d)\.conv\.(.*)', k): n = f'backbone.fpn_{"lateral" if m[1] == "lateral" else "output"}{int(m[2]) + first_level}.{m[3]}'
-        else:
-            n = k
-            for a, b in (('rpn_head.rpn_conv', 'proposal_generator.rpn_head.conv'), ('rpn_head.rpn_cls', 'proposal_generator.rpn_head.objectness_logits'),
-                         ('rpn_head.rpn_reg', 'proposal_generator.rpn_head.anchor_deltas'), ('roi_head.bbox_head.shared_fcs.0', 'roi_heads.box_head.fc1'),
-                         ('roi_head.bbox_head.shared_fcs.1', 'roi_heads.box_head.fc2'), ('roi_head.bbox_head.fc_cls', 'roi_heads.box_predictor.cls_score'),
-                         ('roi_head.bbox_head.fc_reg', 'roi_heads.box_predictor.bbox_pred'), ('roi_head.mask_head.upsample', 'roi_heads.mask_head.deconv'),
-                         ('roi_head.mask_head.conv_logits', 'roi_heads.mask_head.predictor'), *((f'roi_head.mask_head.convs.{i}.conv', f'roi_heads.mask_head.mask_fcn{i + 1}') for i in range(4))):
-                if k.startswith(a + '.'): n = b + k[len(a):]
-        out[n] = v
-    return out
-
-
-def test_detectron2_command(tmp_path):
-    "A pickle of arrays, as the model zoo has them, becomes a checkpoint that fits the caffe config without a gap"
-    import pickle
-    cfg = Config.fromfile('mask_rcnn/mask_rcnn_r50_caffe_fpn_1x_coco.py').model
-    cfg.backbone.init_cfg = None; cfg.roi_head.bbox_head.fc_out_channels = 32
-    model = wide_weights(build_detector(cfg)); state = model.state_dict()
-    arrays = {k: v.numpy() for k, v in detectron2_names(state).items()}
-    with open(tmp_path/'model_final.pkl', 'wb') as f: pickle.dump(dict(model=arrays, __author__='test'), f)
-    assert main(['convert-model', 'detectron2', str(tmp_path/'model_final.pkl'), str(tmp_path/'out.pth')]) == 0
-    found = torch.load(tmp_path/'out.pth', weights_only=True)['state_dict']
-    assert all(torch.equal(found[k], v) for k, v in state.items() if not k.endswith('num_batches_tracked'))
-
-
 def test_upgrade_command(tmp_path, capsys):
     state = {'bbox_head.fc_cls.weight': torch.arange(21.)[:, None].repeat(1, 2), 'bbox_head.fc_reg.bias': torch.arange(84.), 'backbone.conv1.weight': torch.ones(2)}
     torch.save(dict(state_dict=state, meta=dict(CLASSES=('a',))), tmp_path/'old.pth')
@@ -240,21 +172,6 @@ def test_upgrade_command(tmp_path, capsys):
     assert new['meta']['CLASSES'] == ('a',) and new['state_dict']['roi_head.bbox_head.fc_cls.weight'][:, 0].tolist() == [*range(1, 21), 0]
     assert new['state_dict']['roi_head.bbox_head.fc_reg.bias'].tolist() == list(range(4, 84))
     assert main(['convert-model', 'upgrade', str(tmp_path/'new.pth'), str(tmp_path/'x.pth')]) == 1 and 'of 2.x already' in capsys.readouterr().err
-
-
-def test_regnet():
-    from detnb.foundation.detectron_names import from_pycls
-    from detnb.models.builder import build_backbone
-    own = build_backbone(dict(type='RegNet', arch='regnetx_400mf', out_indices=(0, 1, 2, 3))).state_dict()
-    import re
-    theirs = {}
-    for k, v in own.items():
-        k = re.sub(r'^conv1', 'stem.conv', re.sub(r'^bn1', 'stem.bn', k))
-        k = re.sub(r'^layer(\d)\.0\.downsample\.0', r's\1.b1.proj', re.sub(r'^layer(\d)\.0\.downsample\.1', r's\1.b1.bn', k))
-        k = re.sub(r'^layer(\d)\.(\d+)\.(conv|bn)(\d)', lambda m: f's{m[1]}.b{int(m[2]) + 1}.f.{"abc"[int(m[4]) - 1]}{"_bn" if m[3] == "bn" else ""}', k)
-        theirs[k] = v
-    back = from_pycls(theirs)
-    assert list(back) == list(own) and all(torch.equal(back[k], v) for k, v in own.items())
 
 
 def test_publish_and_torchserve_commands(tmp_path, capsys):

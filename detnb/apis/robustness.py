@@ -14,7 +14,7 @@ from .predictions import test_dataset
 from .test import single_gpu_test
 from ..datasets.loader import build_dataloader
 from ..datasets.transforms.compose import Compose
-from ..datasets.transforms.corruptions import GROUPS, Corrupt
+from ..datasets.transforms.corruptions import GROUPS, OWN, Corrupt, the_package
 from ..drawing.analysis import severity_curves
 from ..evaluation.coco import CocoFigures, evaluate_coco
 from ..evaluation.coco_records import results2records
@@ -76,8 +76,9 @@ def test_robustness(model, dataset: Any,        # a detector; its test set, a Co
                    ) -> dict:                  # corruption -> severity -> task -> figures
     "Figures of a detector for each corruption and severity"
     if isinstance(dataset, (str, Path, Config)): dataset = test_dataset(dataset)
-    found, clean = {}, None
-    for name in corruption_names(corruptions):
+    found, clean, names = {}, None, corruption_names(corruptions)
+    if foreign := [n for n in names if n != 'None' and n not in OWN]: the_package(*foreign)     # better now than after the others
+    for name in names:
         for severity in severities if name != 'None' else [0]:
             if severity == 0 and clean is not None: found.setdefault(name, {})[0] = clean; continue
             loader = build_dataloader(corrupted(dataset, name, severity), samples_per_gpu, workers, dist=False, shuffle=False, seed=seed)

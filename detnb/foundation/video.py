@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
+from .missing import require
+
 # %% ../../nbs/foundation/65_video.ipynb #5052e512
-def _av():
-    try: import av
-    except ImportError as e: raise ImportError('reading video needs PyAV, which is not installed: pip install "detnb[video]"') from e
-    return av
+def _av(): return require('av', 'reading and writing video', '"detnb[video]"')
 
 # %% ../../nbs/foundation/65_video.ipynb #467ffda4
 NO_NVDECODE = 'cannot be decoded on a GPU: that needs an NVIDIA GPU with its driver, PyAV 14 or newer, and a format the GPU knows; leave nvdecode out'

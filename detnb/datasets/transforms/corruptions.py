@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'OWN', 'GROUPS', 'gaussian_noise', 'shot_noise', 'speckle_noise', 'impulse_noise', 'filtered', 'bell',
            'gaussian_blur', 'defocus_blur', 'motion_blur', 'zoom_blur', 'glass_blur', 'clouds', 'fog', 'brightness',
-           'saturate', 'contrast', 'jpeg_compression', 'pixelate', 'corrupt', 'package_is_there', 'Corrupt']
+           'saturate', 'contrast', 'jpeg_compression', 'pixelate', 'corrupt', 'the_package', 'Corrupt']
 
 # %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #82789caa
 import io
@@ -163,13 +163,11 @@ def corrupt(img: np.ndarray,     # (H, W, 3) uint8
         if corruption_name not in OWN: raise ValueError(f'{corruption_name} is not among our own: {", ".join(OWN)}')
         out = OWN[corruption_name](img / 255., STRENGTHS[corruption_name][severity - 1])
         return (out * 255 + 1e-4).clip(0, 255).astype(np.uint8)          # cut off, as the package does
-    return require('imagecorruptions', f'the corruption {corruption_name}').corrupt(img, severity=severity, corruption_name=corruption_name)
+    return the_package(corruption_name).corrupt(img, severity=severity, corruption_name=corruption_name)
 
-def package_is_there() -> bool:
-    "Whether `imagecorruptions` can be imported (with new setuptools it cannot: it asks for pkg_resources)"
-    try: import imagecorruptions
-    except ImportError: return False
-    return True
+def the_package(*names: str): # corruptions that it is needed for; the module
+    "The package `imagecorruptions`"
+    return require('imagecorruptions', f'the corruption {", ".join(names)}', '"detnb[corruptions]"')
 
 # %% ../../../nbs/datasets/transforms/57_corruptions.ipynb #61656b2d
 @PIPELINES.register_module()
