@@ -27,7 +27,8 @@ def anchors_options(p: argparse.ArgumentParser) -> None:
     add_config_options(p)
     p.add_argument('--device', help='(old) has no effect')
     p.add_argument('--input-shape', type=int, nargs='+', default=[608, 608], help='width and height of the input (default: 608 608)')
-    p.add_argument('--algorithm', choices=['k-means', 'differential_evolution', 'v5-k-means'], default='differential_evolution')
+    p.add_argument('--algorithm', choices=['k-means', 'differential_evolution', 'v5-k-means'], default='differential_evolution',
+                   help='how to search (default: differential_evolution)')
     p.add_argument('--iters', type=int, default=1000, help='at most so many rounds (default: 1000)')
     p.add_argument('--output-dir', help='folder for anchor_optimize_result.json and anchors.png')
 
@@ -46,8 +47,10 @@ def robustness_options(p: argparse.ArgumentParser) -> None:
     add('config', help='a config file, or the name of a shipped one')
     add('checkpoint', help='path or address of the weights')
     add('--out', help='a .pkl file; the figures go to <out>_results.pkl, the curves to <out>_results.png')
-    add('--corruptions', nargs='+', default=['benchmark'], help='names, or groups: all benchmark noise blur weather digital holdout None')
-    add('--severities', type=int, nargs='+', default=[0, 1, 2, 3, 4, 5], help='0: clean (default: 0 to 5)')
+    add('--corruptions', nargs='+', default=['benchmark'],
+        help='names, or groups: all benchmark noise blur weather digital holdout None (default: benchmark; snow, frost, spatter and '
+             'elastic_transform need pip install "detnb[corruptions]")')
+    add('--severities', type=int, nargs='+', default=[0, 1, 2, 3, 4, 5], help='how strong, from 0, clean, to 5 (default: 0 1 2 3 4 5)')
     add('--eval', nargs='+', default=['bbox'], choices=['bbox', 'segm'], help='what is measured (default: bbox)')
     add('--iou-thr', type=float, default=.5, help="least overlap where the data set is not COCO's (default: 0.5)")
     add('--summaries', action='store_true', help='print all figures of each corruption and severity, too')
@@ -56,9 +59,10 @@ def robustness_options(p: argparse.ArgumentParser) -> None:
     add('--show-dir', help='write pictures to <dir>/<corruption>/<severity>/')
     add('--show-score-thr', type=float, default=.3, help='draw what scores more (default: 0.3)')
     add('--tmpdir', help='(old) has no effect')
-    add('--seed', type=int, default=0, help='of the corruptions')
-    add('--final-prints', nargs='+', choices=['P', 'mPC', 'rPC'], default=['mPC'], help='sums at the end (default: mPC)')
-    add('--final-prints-aggregate', choices=['all', 'benchmark'], default='benchmark', help='over which corruptions')
+    add('--seed', type=int, default=0, help='of the noise (default: 0)')
+    add('--final-prints', nargs='+', choices=['P', 'mPC', 'rPC'], default=['mPC'],
+        help='sums at the end: of the clean set, the mean under corruption, their ratio (default: mPC)')
+    add('--final-prints-aggregate', choices=['all', 'benchmark'], default='benchmark', help='over which corruptions (default: benchmark)')
     add_run_options(p)
 
 # %% ../../nbs/cli/51_analysis_runs.ipynb #7af9a913
@@ -95,10 +99,11 @@ def sums_options(p: argparse.ArgumentParser) -> None:
     "The options of `analyze robustness-eval`"
     p.add_argument('filename', help='the _results.pkl of `detnb analyze robustness --out`')
     p.add_argument('--dataset', choices=['coco', 'voc', 'cityscapes'], default='coco', help='(old) the file tells')
-    p.add_argument('--task', nargs='+', choices=['bbox', 'segm'], default=['bbox'], help='(default: bbox)')
-    p.add_argument('--metric', nargs='+', choices=METRICS, help='only these figures')
-    p.add_argument('--prints', nargs='+', choices=['P', 'mPC', 'rPC'], default=['mPC'], help='(default: mPC)')
-    p.add_argument('--aggregate', choices=['all', 'benchmark'], default='benchmark', help='over which corruptions')
+    p.add_argument('--task', nargs='+', choices=['bbox', 'segm'], default=['bbox'], help='boxes, masks (default: bbox)')
+    p.add_argument('--metric', nargs='+', choices=METRICS, help='only these figures (default: all)')
+    p.add_argument('--prints', nargs='+', choices=['P', 'mPC', 'rPC'], default=['mPC'],
+                   help='of the clean set, the mean under corruption, their ratio (default: mPC)')
+    p.add_argument('--aggregate', choices=['all', 'benchmark'], default='benchmark', help='over which corruptions (default: benchmark)')
     p.add_argument('--out', help='write the curves to this file')
 
 def sums(args: argparse.Namespace) -> None:

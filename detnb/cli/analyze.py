@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from .analysis_runs import anchors, anchors_options, robustness, robustness_options, show_or_write, sums, sums_options
-from .main import Slip, UsageError, add_config_options, make_parser, read_config
+from .main import Slip, UsageError, add_config_options, add_word, make_parser, read_config
 from ..foundation.config import DictAction
 
 # %% ../../nbs/cli/52_analyze.ipynb #f2651873
@@ -20,8 +20,8 @@ def logs_options(p: argparse.ArgumentParser) -> None:
     p.add_argument('task', choices=['plot_curve', 'cal_train_time'], help='curves of keys, or seconds an iteration')
     p.add_argument('json_logs', nargs='+', help='.log.json files')
     p.add_argument('--keys', nargs='+', default=['bbox_mAP'], help='what to draw (default: bbox_mAP)')
-    p.add_argument('--start-epoch', nargs='+', default=['1'], help='epoch of the first evaluation, one or one for each log')
-    p.add_argument('--eval-interval', nargs='+', default=['1'], help='epochs between evaluations, one or one for each log')
+    p.add_argument('--start-epoch', nargs='+', default=['1'], help='epoch of the first evaluation, one number or one for each log (default: 1)')
+    p.add_argument('--eval-interval', nargs='+', default=['1'], help='epochs between evaluations, one number or one for each log (default: 1)')
     p.add_argument('--title', default='', help='above the figure')
     p.add_argument('--legend', nargs='+', help='a name for each curve, log by log')
     p.add_argument('--backend', help='(old) has no effect')
@@ -90,7 +90,7 @@ def sizes_options(p: argparse.ArgumentParser) -> None:
     "The options of `analyze sizes`"
     _config_and_results(p)
     p.add_argument('prediction_path', help='results that `detnb test --out` wrote')
-    p.add_argument('--type', choices=['bbox', 'segm'], default='bbox')
+    p.add_argument('--type', choices=['bbox', 'segm'], default='bbox', help='boxes or masks (default: bbox)')
 
 def sizes(args: argparse.Namespace) -> None: print(_predictions(args, args.prediction_path)[1].sizes(args.type))
 
@@ -103,7 +103,7 @@ def errors_options(p: argparse.ArgumentParser) -> None:
     p.add_argument('--types', nargs='+', default=['bbox'], help='bbox, segm (default: bbox)')
     p.add_argument('--extraplots', action='store_true', help='also bars by size, and how many objects there are of each')
     p.add_argument('--areas', type=int, nargs='+', default=[1024, 9216, 10000000000], metavar='N',
-                   help='upper bounds of small, medium and large, pixels²')
+                   help='upper bounds of small, medium and large in square pixels (default: 1024 9216 10000000000)')
 
 def errors(args: argparse.Namespace) -> None:
     "What each kind of error costs"
@@ -147,7 +147,8 @@ EXAMPLES = '''examples:
   detnb analyze results my_config.py results.pkl pictures --topk 10 --show-score-thr 0.3
   detnb analyze eval my_config.py results.pkl --eval bbox --eval-options classwise=True
   detnb analyze coco-errors results.bbox.json pictures --ann instances_val2017.json --extraplots
-  detnb analyze sizes my_config.py results.pkl
+  detnb analyze occluded-recall results.pkl --out occluded.json --occluded-ann occluded_coco.pkl --separated-ann separated_coco.pkl
+  detnb analyze sizes my_config.py results.pkl --type segm
   detnb analyze anchors my_yolo.py --algorithm k-means --input-shape 608 608 --output-dir anchors
   detnb analyze robustness my_config.py latest.pth --out robust.pkl --corruptions noise fog
   detnb analyze robustness-eval robust_results.pkl --prints P mPC rPC'''
@@ -157,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     "The options of `detnb analyze`"
     p = make_parser('analyze', 'Look into logs, saved results and data sets.', EXAMPLES)
     words = p.add_subparsers(dest='word', metavar='WHAT', required=True)
-    for word, (options, _, text) in WORDS.items(): options(words.add_parser(word, help=text, description=text))
+    for word, (options, _, text) in WORDS.items(): options(add_word(words, 'analyze', word, text, EXAMPLES))
     return p
 
 def run(args: argparse.Namespace) -> int:

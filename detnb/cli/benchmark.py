@@ -29,13 +29,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument('--fuse-conv-bn', action='store_true', help='fold batch normalisation into the convolutions first')
     add_run_options(one)
     two = p.add_argument_group('without')
-    two.add_argument('--model', choices=['faster_rcnn', 'mask_rcnn'], default='faster_rcnn', help='which network, R50-FPN')
-    two.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'), help='of the pictures, multiples of 32')
-    two.add_argument('--batch', type=int, default=1, help='pictures at once')
-    two.add_argument('--repeats', type=int, default=5, help='counted runs of each')
-    two.add_argument('--what', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
-    two.add_argument('--amp', choices=['float16', 'bfloat16'], help='both sides under autocast')
-    two.add_argument('--seed', type=int, default=0, help='of weights and pictures')
+    two.add_argument('--model', choices=['faster_rcnn', 'mask_rcnn'], default='faster_rcnn', help='which network, R50-FPN (default: faster_rcnn)')
+    two.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'),
+                     help='height and width of the pictures, multiples of 32 (default: 800 1344)')
+    two.add_argument('--batch', type=int, default=1, help='pictures at once (default: 1)')
+    two.add_argument('--repeats', type=int, default=5, help='counted runs of each (default: 5)')
+    two.add_argument('--what', nargs='+', choices=['inference', 'training'], default=['inference', 'training'],
+                     help='what to time (default: both)')
+    two.add_argument('--amp', choices=['float16', 'bfloat16'], help='both sides under autocast of this type (default: float32)')
+    two.add_argument('--seed', type=int, default=0, help='of weights and pictures (default: 0)')
     return p
 
 # %% ../../nbs/cli/50_benchmark.ipynb #bbef21ad

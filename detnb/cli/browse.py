@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     from detnb.datasets.browse import SKIP_TYPE
     p = make_parser('browse', 'Show pictures, boxes, masks and maps as they leave the pipeline.', EXAMPLES)
     p.add_argument('config', help='a config file, or the name of a shipped one')
-    p.add_argument('--skip-type', nargs='+', default=list(SKIP_TYPE), help='transforms to leave out (default: those that end in a tensor)')
+    p.add_argument('--skip-type', nargs='+', default=list(SKIP_TYPE), help='transforms to leave out (default: DefaultFormatBundle Normalize Collect)')
     p.add_argument('--output-dir', help='write the pictures to this folder')
     p.add_argument('--not-show', action='store_true', help='show none')
     p.add_argument('--show-interval', type=float, default=2, help='seconds that a picture stays (default: 2)')

@@ -8,7 +8,7 @@ __all__ = ['EXAMPLES', 'FORMATS', 'parser', 'convert', 'run']
 # %% ../../nbs/cli/62_convert.ipynb #05aa6201
 import argparse
 
-from .main import Slip, make_parser, read_config
+from .main import Slip, add_word, make_parser, read_config
 
 # %% ../../nbs/cli/62_convert.ipynb #5eefe7e1
 EXAMPLES = '''examples:
@@ -17,15 +17,17 @@ EXAMPLES = '''examples:
   detnb convert images photos classes.txt test.json --exclude-extensions png
   detnb convert via balloon/train/via_region_data.json balloon/train.json balloon/train --classes balloon
   detnb convert split --data-root data/coco --labeled-percent 1 10 --fold 5
+  detnb convert image-metas faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py --nproc 8
+  detnb convert panoptic-test-info data/coco
 
 `detnb convert FORMAT --help` tells the options of a format.'''
 
 def _cityscapes(add):
     add('cityscapes_path', help='folder with leftImg8bit/ and gtFine/')
-    add('--img-dir', default='leftImg8bit', help='folder of the pictures in it')
-    add('--gt-dir', default='gtFine', help='folder of the annotations in it')
+    add('--img-dir', default='leftImg8bit', help='folder of the pictures in it (default: leftImg8bit)')
+    add('--gt-dir', default='gtFine', help='folder of the annotations in it (default: gtFine)')
     add('-o', '--out-dir', help='where to write instancesonly_filtered_gtFine_*.json (default: cityscapes_path)')
-    add('--nproc', type=int, default=1, help='pictures at once')
+    add('--nproc', type=int, default=1, help='processes that read pictures (default: 1)')
 
 def _voc(add):
     add('devkit_path', help='folder with VOC2007/, VOC2012/ or both')
@@ -47,16 +49,17 @@ def _via(add):
 
 # %% ../../nbs/cli/62_convert.ipynb #c8ddd2fe
 def _split(add):
-    add('--data-root', default='./data/coco/', help='folder with annotations/instances_train2017.json')
-    add('--out-dir', default='./data/coco_semi_annos/', help='where to write')
-    add('--labeled-percent', type=float, nargs='+', default=[1, 2, 5, 10], help='percentages of images that keep their labels')
-    add('--fold', type=int, default=5, help='splits of each percentage')
-    add('--ann-file', default='annotations/instances_train2017.json', help='another file in data_root')
+    add('--data-root', default='./data/coco/', help='folder with annotations/instances_train2017.json (default: ./data/coco/)')
+    add('--out-dir', default='./data/coco_semi_annos/', help='where to write (default: ./data/coco_semi_annos/)')
+    add('--labeled-percent', type=float, nargs='+', default=[1, 2, 5, 10], help='percentages of images that keep their labels (default: 1 2 5 10)')
+    add('--fold', type=int, default=5, help='different splits of each percentage (default: 5)')
+    add('--ann-file', default='annotations/instances_train2017.json',
+        help='the file to split, in data_root (default: annotations/instances_train2017.json)')
 
 def _image_metas(add):
     add('config', help='a config file; its data.val names the pictures')
-    add('--out', default='validation-image-metas.pkl', help='a name alone goes beside the annotation file')
-    add('--nproc', type=int, default=4, help='pictures at once')
+    add('--out', default='validation-image-metas.pkl', help='a name alone goes beside the annotation file (default: validation-image-metas.pkl)')
+    add('--nproc', type=int, default=4, help='processes that read pictures (default: 4)')
 
 def _panoptic_test_info(add):
     add('data_root', help='folder with annotations/image_info_test-dev2017.json and panoptic_val2017.json')
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     "The options of `detnb convert`"
     p = make_parser('convert', 'Write a data set in the format that detnb reads.', EXAMPLES)
     formats = p.add_subparsers(dest='format', required=True, metavar='FORMAT')
-    for name, (options, text) in FORMATS.items(): options(formats.add_parser(name, help=text, description=text).add_argument)
+    for name, (options, text) in FORMATS.items(): options(add_word(formats, 'convert', name, text, EXAMPLES).add_argument)
     return p
 
 # %% ../../nbs/cli/62_convert.ipynb #97186f89

@@ -24,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('source', choices=SOURCES, help='whose weights they are')
     p.add_argument('src', help='path or address of the file')
     p.add_argument('dst', help='the file to write')
-    p.add_argument('--depth', type=int, choices=[50, 101], default=50, help='of a Detectron ResNet')
-    p.add_argument('--num-classes', type=int, default=81, help='of a 1.x checkpoint, with background')
+    p.add_argument('--depth', type=int, choices=[50, 101], default=50, help='detectron: of the ResNet (default: 50)')
+    p.add_argument('--num-classes', type=int, default=81, help='upgrade: of the old checkpoint, with background (default: 81, COCO)')
     return p
 
 # %% ../../nbs/cli/72_convert_model.ipynb #6b56dc84

@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     "The options of `detnb demo`"
     p = make_parser('demo', 'Train a small detector on synthetic shapes and show what it finds.', 'example:\n  detnb demo --out first_try')
     p.add_argument('--out', default='detnb_demo', help='folder for the result sheet, metrics, checkpoint and log (default: detnb_demo)')
-    p.add_argument('--seed', type=int, default=0, help='seed of pictures and training')
+    p.add_argument('--seed', type=int, default=0, help='seed of pictures and training (default: 0)')
     p.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_config_options(p)
     return p

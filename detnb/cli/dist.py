@@ -25,7 +25,7 @@ environment: NNODES (machines, 1), NODE_RANK (which one this is, 0), PORT (29500
 def parser() -> argparse.ArgumentParser:
     "The options of `detnb dist`"
     p = make_parser('dist', 'Train or test in several processes, one a GPU; further options are those of `detnb train` or `detnb test`.', EXAMPLES)
-    p.add_argument('what', choices=['train', 'test'])
+    p.add_argument('what', choices=['train', 'test'], help='the command to run in each process')
     p.add_argument('--dry-run', action='store_true', help='only show the command')
     p.add_argument('options', nargs=argparse.REMAINDER, help='train: CONFIG PROCESSES [options]; test: CONFIG CHECKPOINT PROCESSES [options]')
     return p

@@ -23,9 +23,9 @@ environment: GPUS (8), GPUS_PER_NODE (8, or GPUS where that is less), CPUS_PER_T
 def parser() -> argparse.ArgumentParser:
     "The options of `detnb slurm`"
     p = make_parser('slurm', 'Write a batch script for Slurm; further options are those of `detnb train` or `detnb test`.', EXAMPLES)
-    p.add_argument('what', choices=['train', 'test'])
+    p.add_argument('what', choices=['train', 'test'], help='the command to run in each process')
     p.add_argument('partition', help='of the cluster')
-    p.add_argument('job_name')
+    p.add_argument('job_name', help='what squeue shows')
     p.add_argument('config', help='a config file, or the name of a shipped one')
     p.add_argument('where', metavar='WORK_DIR|CHECKPOINT', help='train: folder for logs and checkpoints; test: the weights')
     p.add_argument('--script', help='where to write it (default: JOB_NAME.sbatch in the work folder, or here)')

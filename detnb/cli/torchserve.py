@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     add('checkpoint', help='path or address of the weights')
     add('--output-folder', required=True, help='where the .mar file goes')
     add('--model-name', help="default: the checkpoint's name")
-    add('--model-version', default='1.0')
+    add('--model-version', default='1.0', help='what the server calls this version (default: 1.0)')
     add('-f', '--force', action='store_true', help='replace a file that is there')
     return p
 

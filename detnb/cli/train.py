@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add('--work-dir', help='folder for logs and checkpoints (default: the config\'s, else work_dirs/<config name>)')
     add('--resume-from', help='checkpoint to go on from: weights, optimizer, epoch')
     add('--auto-resume', action='store_true', help='go on from the newest checkpoint in the work folder, if there is one')
-    add('--no-validate', action='store_true', help='do not evaluate during training')
+    add('--no-validate', action='store_true', help='do not evaluate on the validation set during training')
     add('--gpus', type=int, help='(old) number of GPUs; one process uses one')
     add('--seed', type=int, help='seed of everything random (default: the resumed run\'s, else a new one, which the log tells)')
     add('--diff-seed', action='store_true', help='another seed in each process')

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--show', action='store_true', help='show the frames in a window; Esc or q ends it')
     p.add_argument('--wait-time', type=float, default=1, help='milliseconds that the window waits after each frame (default: 1)')
     p.add_argument('--batch-size', type=int, default=8, help='frames at a time (default: 8)')
-    p.add_argument('--nvdecode', action='store_true', help='decode on an NVIDIA GPU')
+    p.add_argument('--nvdecode', action='store_true', help='decode on an NVIDIA GPU (needs its driver and PyAV 14 or newer)')
     return p
 
 def run(args: argparse.Namespace) -> int:

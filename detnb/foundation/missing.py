@@ -52,7 +52,8 @@ def require(module: str,          # what to import
     "Import an optional package"
     try: return importlib.import_module(module)
     except ImportError as e:
-        found = f'which is there and cannot be imported ({e})' if e.name and e.name.split('.')[0] != module.split('.')[0] else 'which is not installed'
+        there = e.name and e.name.split('.')[0] != module.split('.')[0]        # and something that it imports is not
+        found = f'which is there and cannot be imported ({e})' if there else 'which is not installed'
         raise MissingExtra(f'{why} needs {module}, {found}: pip install {pip or module}', name=e.name) from e
 
 # %% ../../nbs/foundation/12_missing.ipynb #dc679024
