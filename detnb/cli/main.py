@@ -28,6 +28,7 @@ COMMANDS = {
     'slurm': 'write a batch script for Slurm that trains or tests',
     'convert': 'write a data set in the format that detnb reads (Cityscapes, VOC, VIA, plain pictures ...)',
     'browse': 'show or write the pictures of a data set as they leave the pipeline',
+    'check-data': 'what is wrong with a data set: broken and double boxes, unreadable files, val in train ...',
     'print-config': 'print a config with its bases, roots and options filled in',
     'analyze': 'curves of logs, best and worst images, errors, sizes, anchors, robustness; see `detnb analyze --help`',
     'confusion-matrix': 'what a detector takes for what, from saved results',

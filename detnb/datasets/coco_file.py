@@ -7,7 +7,7 @@ __all__ = ['check_ids', 'column', 'category_ids', 'pack_coco']
 
 # %% ../../nbs/datasets/11_coco_file.ipynb #f889768a
 import numpy as np
-from .checks import check_boxes, check_names, warn_order
+from .checks import Strictness, check_boxes, check_names, warn_order
 from .packed import PackedAnnotations
 
 # %% ../../nbs/datasets/11_coco_file.ipynb #74da8c7c
@@ -66,9 +66,9 @@ def pack_coco(data: dict,    # what a COCO JSON holds
     sizes = np.array([(img.get('width') or 0, img.get('height') or 0) for img in images], float).reshape(-1, 2)[rows]
     name = lambda i: f'image {images[rows[i]]["id"]} ({images[rows[i]].get("file_name")}), annotation {anns[i]["id"]}'
     empty = check_boxes(boxes, sizes, name, where) | (xywh[:, 2:] < 1).any(1) | (np.array([a.get('area', 1) for a in anns], float) <= 0)
-    keep = np.flatnonzero(~empty)
+    keep = np.flatnonzero(~empty | (not Strictness.on))
     crowd = np.array([bool(a.get('iscrowd', False)) for a in anns], bool)
     packed = PackedAnnotations(np.array(rows, int)[keep], boxes[keep], np.array(labels, int)[keep], crowd[keep], len(images),
                                [anns[i].get('segmentation') for i in keep])
-    left_out = (empty.sum(), 'boxes without area or thinner than a pixel'), (strays, 'boxes of images it does not list')
+    left_out = (len(anns) - len(keep), 'boxes without area or thinner than a pixel'), (strays, 'boxes of images it does not list')
     return packed, present, [f'{n} {what} left out' for n, what in left_out if n]

@@ -22,11 +22,12 @@ class PipelineDataset(Dataset):
         results.update(img_prefix=self.img_prefix, seg_prefix=self.seg_prefix, proposal_file=self.proposal_file,
                        bbox_fields=[], mask_fields=[], seg_fields=[])
 
-    def _sample(self, idx, **ann):
+    def _start(self, idx, **ann):
         results = dict(img_info=self.data_infos[idx], **ann)
         if self.proposals is not None: results['proposals'] = self.proposals[idx]
         self.pre_pipeline(results)
-        return self.pipeline(results)
+        return results
+    def _sample(self, idx, **ann): return self.pipeline(self._start(idx, **ann))
     def prepare_train_img(self, idx: int):
         "Image and annotations through the pipeline; None where it refuses them"
         return self._sample(idx, ann_info=self.get_ann_info(idx))

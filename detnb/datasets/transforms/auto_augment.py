@@ -20,7 +20,8 @@ class AutoAugment(Transform):
             if not isinstance(p, list) or not p: raise ValueError(f'each policy is a non-empty list of transforms, not {p!r}')
         self.policies, self.transforms = policies, [Compose(p) for p in policies]
 
-    def __call__(self, results): return self.transforms[np.random.choice(len(self.transforms))](results)
+    def chosen(self): return self.transforms[np.random.choice(len(self.transforms))]
+    def __call__(self, results): return self.chosen()(results)
 
 # %% ../../../nbs/datasets/transforms/49_auto_augment.ipynb #5aaaa553
 @PIPELINES.register_module()
