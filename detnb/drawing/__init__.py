@@ -8,7 +8,8 @@ __all__ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palett
            'draw_masks', 'label_texts', 'mask_arrays', 'detection_picture', 'draw_detections', 'imshow_det_bboxes',
            'imshow_gt_det_bboxes', 'show_result', 'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log',
            'draw_sample', 'result_sheet', 'show_grid', 'show_samples', 'COCO_PANOPTIC_PALETTE', 'draw_panoptic',
-           'compare_runs', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture']
+           'compare_runs', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture', 'class_picture',
+           'count_picture', 'size_picture']
 
 # %% ../../nbs/drawing/00_drawing.ipynb #76001a0d
 from .palette import (CITYSCAPES_PALETTE, COCO_PALETTE, VOC_PALETTE, distinct_palette, get_palette, palette_val, readable_on, rgb_of)
@@ -20,6 +21,7 @@ from .curves import class_ap_bars, loss_curves, metric_curves, read_log
 from .compare_runs import compare_runs, train_times
 from .confusion import matrix_picture
 from .mistakes import cost_picture, pr_picture
+from .histograms import class_picture, count_picture, size_picture
 from .sheet import draw_sample, result_sheet, show_grid, show_samples
 
 _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette', 'get_palette', 'palette_val', 'readable_on', 'rgb_of',
@@ -27,4 +29,5 @@ _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette'
          'draw_bboxes', 'draw_labels', 'draw_masks', 'label_texts', 'mask_arrays',
          'detection_picture', 'draw_detections', 'imshow_det_bboxes', 'imshow_gt_det_bboxes', 'show_result',
          'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log', 'draw_sample', 'result_sheet', 'show_grid', 'show_samples',
-         'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture']
+         'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture',
+         'class_picture', 'count_picture', 'size_picture']
