@@ -27,6 +27,7 @@ from ..foundation.config import Config
 from ..foundation.errors import add_note
 from ..foundation.images import imread
 from ..models.builder import build_detector
+from ..structures.many_results import Results
 from ..structures.results import as_result
 from ..training.device import device_of, to_device
 
@@ -129,7 +130,7 @@ def inference_detector(model: nn.Module,       # from init_detector, or any dete
             paths = ', '.join(str(i) for i in imgs[k:k + batch_size] if isinstance(i, (str, os.PathLike)))
             add_note(e, f'while detecting in {paths or f"pictures {k} to {min(k + batch_size, len(imgs)) - 1}"}')
             raise
-    return results if many else results[0]
+    return Results(results) if many else results[0]
 
 # %% ../../nbs/apis/30_inference.ipynb #721d1a00
 def show_result_pyplot(model: nn.Module,

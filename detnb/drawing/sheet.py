@@ -8,10 +8,13 @@ __all__ = ['show_grid', 'draw_sample', 'show_samples', 'result_sheet']
 # %% ../../nbs/drawing/60_sheet.ipynb #7b8ab10f
 import math
 import numpy as np
+from fastcore.basics import patch
 from .boxes import draw_bboxes
 from .curves import draw_class_bars, draw_losses, draw_metrics, read_log
 from .detections import draw_detections
+from .panoptic import draw_panoptic
 from .picture import Picture, new_picture, rgb, show_image
+from ..structures.many_results import Crops, Results
 from ..structures.results import as_result
 
 # %% ../../nbs/drawing/60_sheet.ipynb #f83317e4
@@ -57,6 +60,47 @@ def show_samples(samples,          # as for `draw_sample`
     picture, axes = show_grid([s['img'] for s in samples], None, ncols, width)
     for ax, sample in zip(axes, samples): draw_sample(ax, sample, class_names, score_thr)
     return picture
+
+# %% ../../nbs/drawing/60_sheet.ipynb #40f38ab0
+@patch
+def picture(self: Results,
+            score_thr=.3, # draw what scores more
+            limit=6,      # images at most: the first ones
+            ncols=3,      # images in a row
+            width=7.,     # inches of the whole
+           ) -> Picture:
+    "The detections on their images"
+    shown = self[:limit]
+    unknown = [n for n, r in zip(shown.image_names(), shown) if r.image is None]
+    if unknown: raise ValueError(f'{unknown[0]}: this result does not know its image: set `result.image` to a path or a BGR array')
+    picture, axes = show_grid([r.image for r in shown], shown.image_names(), ncols, width * min(max(len(shown), 1), ncols) / ncols)
+    for ax, r in zip(axes, shown):
+        if hasattr(r, 'segments'): draw_panoptic(ax, r, font_size=6)
+        else: draw_detections(ax, r._rows, r.labels, r.masks, r.classes, score_thr, thickness=1.4, font_size=6)
+    if not shown: picture.suptitle('no images', fontsize=9)
+    return picture
+
+@patch
+def _knows_images(self: Results): return bool(self) and all(r.image is not None for r in self[:6])
+@patch
+def _repr_jpeg_(self: Results): return self.picture().jpeg(max_width=720) if self._knows_images() else None
+@patch
+def _repr_html_(self: Results): return None if self._knows_images() else self.summary()._repr_html_()
+
+# %% ../../nbs/drawing/60_sheet.ipynb #2cc7f35c
+@patch
+def picture(self: Crops, limit=24, # pieces at most: the first ones
+            ncols=6, width=7.,     # in a row; inches of the whole
+           ) -> Picture:
+    "What was cut out, side by side"
+    n = min(len(self), limit)
+    picture, axes = show_grid(self[:n], self.titles[:n], ncols, width * min(max(n, 1), ncols) / ncols)
+    for ax in axes: ax.title.set_fontsize(7)
+    if not n: picture.suptitle('nothing to cut out', fontsize=9)
+    return picture
+
+@patch
+def _ipython_display_(self: Crops): self.picture()._ipython_display_()
 
 # %% ../../nbs/drawing/60_sheet.ipynb #d44d161e
 def result_sheet(samples,          # list of dict img, result, gt_bboxes, gt_labels

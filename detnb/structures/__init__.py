@@ -6,13 +6,14 @@
 __all__ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping',
            'bbox_mapping_back', 'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps',
            'stack_ignored', 'stack_padded', 'unstack_padded', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks',
-           'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'INSTANCE_OFFSET',
-           'PanopticResult', 'id2rgb', 'rgb2id']
+           'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'Crops', 'Results',
+           'as_results', 'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
 
 # %% ../../nbs/structures/00_structures.ipynb #d87e8ca8
 from .affine import rotation_matrix, warp_affine
 from .boxes import (bbox2distance, bbox2result, bbox2roi, bbox_area, bbox_cxcywh_to_xyxy, bbox_flip, bbox_mapping,
                                     bbox_mapping_back, bbox_xyxy_to_cxcywh, clip_boxes, distance2bbox, roi2bbox)
+from .many_results import Crops, Results, as_results
 from .masks import BaseInstanceMasks, BitmapMasks
 from .overlaps import bbox_overlaps
 from .padding import stack_ignored, stack_padded, unstack_padded
@@ -24,4 +25,4 @@ from .results import DetectionResult, InstanceResult, as_result
 _all_ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_to_xyxy', 'bbox_flip', 'bbox_mapping', 'bbox_mapping_back',
          'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps', 'stack_ignored', 'stack_padded', 'unstack_padded',
          'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result',
-         'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
+         'Crops', 'Results', 'as_results', 'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
