@@ -145,7 +145,8 @@ def area_range(area # (least, greatest) pixels², None for no limit; or 'small',
     if isinstance(area, str):
         if area not in SIZES: raise ValueError(f'no size {area!r}: take {", ".join(SIZES)}, or (least, greatest) in pixels²')
         return SIZES[area]
-    if not isinstance(area, (list, tuple)) or len(area) != 2: raise ValueError(f'area must be (least, greatest) in pixels², None for no limit, not {area!r}')
+    pair = isinstance(area, (list, tuple)) and len(area) == 2
+    if not pair: raise ValueError(f'area must be (least, greatest) in pixels², None for no limit, not {area!r}')
     low, high = area
     return low or 0, np.inf if high is None else high
 
