@@ -7,11 +7,12 @@ __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 's
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
            'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
            'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall', 'test_robustness',
-           'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_data', 'anchor_sizes']
+           'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes']
 
 # %% ../../nbs/apis/00_apis.ipynb #6e092653
 from .anchors import optimize_anchors
 from .asynchronous import async_inference_detector
+from .check_config import check_config
 from .complexity import complexity
 from .data_check import anchor_sizes, check_data
 from .downloads import download_dataset
@@ -32,5 +33,5 @@ from ..training.seeds import init_random_seed, set_random_seed
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch', 'single_gpu_test',
          'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
          'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall',
-         'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors',
+         'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config',
          'check_data', 'anchor_sizes']

@@ -15,6 +15,7 @@ from ..foundation.config import DictAction
 EXAMPLES = '''examples:
   detnb print-config faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py
   detnb print-config my_config.py --cfg-options optimizer.lr=0.005 --save-path resolved.py
+  detnb print-config my_config.py --check
   MMDET_DATASETS=/disk/coco/ detnb print-config my_config.py'''
 
 def parser() -> argparse.ArgumentParser:
@@ -22,13 +23,17 @@ def parser() -> argparse.ArgumentParser:
     p = make_parser('print-config', 'Print a config with its bases, roots and options filled in.', EXAMPLES)
     p.add_argument('config', help='a config file, or the name of a shipped one')
     p.add_argument('--save-path', help='also write it to this .py, .json or .yaml file')
+    p.add_argument('--check', action='store_true', help='instead of printing it, build it without data and weights and tell what cannot be right')
     p.add_argument('--options', nargs='+', action=DictAction, dest='cfg_options', help='(old) as --cfg-options')
     add_config_options(p)
     return p
 
 def run(args: argparse.Namespace) -> int:
-    "Print the config"
+    "Print the config, or what is wrong with it"
     cfg = read_config(args.config, args.cfg_options)
-    print(f'Config:\n{cfg.pretty_text}')
     if args.save_path: cfg.dump(args.save_path)
-    return 0
+    if not args.check: return print(f'Config:\n{cfg.pretty_text}') or 0
+    from detnb.apis.check_config import check_config
+    problems = check_config(cfg)
+    print(problems)
+    return int(bool(problems))

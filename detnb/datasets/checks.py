@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_CLASSES', 'check_names', 'Strictness', 'as_filed', 'check_boxes', 'warn_order', 'warn_unused', 'DatasetSummary',
-           'check_classes']
+           'class_conflicts', 'check_classes']
 
 # %% ../../nbs/datasets/25_checks.ipynb #628969a2
 import html, warnings
@@ -129,6 +129,17 @@ def _place(cfg, key: str) -> str:
     except (AttributeError, KeyError, IndexError, TypeError, ValueError): return ''
     return f' ({at})' if at else ''
 
+def class_conflicts(model, classes) -> list: # (name of the head, its num_classes)
+    "The heads of a detector that count another number of classes"
+    found = []
+    for name, module in model.named_modules():
+        n = getattr(module, 'num_classes', None)
+        own = {c.__name__ for c in type(module).__mro__} & set(OWN_CLASSES)
+        exempt = own or name.split('.')[-1] == 'rpn_head' or name.split('.')[0] == 'backbone'
+        exempt = exempt or hasattr(model, 'panoptic_fusion_head') and name != 'panoptic_fusion_head' # its heads count things or stuff only
+        if isinstance(n, int) and n > 0 and not exempt and n != len(classes): found.append((name, n))
+    return found
+
 def check_classes(model,      # the detector
                   dataset,    # the dataset it shall be trained on
                   cfg=None):  # the whole config, to tell the file and line
@@ -137,15 +148,8 @@ def check_classes(model,      # the detector
     if classes is None: return warnings.warn(f'{type(dataset).__name__} has no CLASSES; num_classes of the model was not checked')
     if isinstance(classes, str):
         raise TypeError(f'CLASSES of {type(dataset).__name__} is the string {classes!r}; a tuple of one name needs a comma: ({classes!r},)')
-    bad = []
-    for name, module in model.named_modules():
-        n = getattr(module, 'num_classes', None)
-        own = {c.__name__ for c in type(module).__mro__} & set(OWN_CLASSES)
-        exempt = own or name.split('.')[-1] == 'rpn_head' or name.split('.')[0] == 'backbone'
-        exempt = exempt or hasattr(model, 'panoptic_fusion_head') and name != 'panoptic_fusion_head' # its heads count things or stuff only
-        if not isinstance(n, int) or n <= 0 or exempt or n == len(classes): continue
-        key = f'model.{name}.num_classes'
-        bad.append(f'  {key} is {n}{_place(cfg, key)}')
+    keys = {f'model.{name}.num_classes': n for name, n in class_conflicts(model, classes)}
+    bad = [f'  {key} is {n}{_place(cfg, key)}' for key, n in keys.items()]
     some = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
     if bad: raise ValueError(f'{type(dataset).__name__} has {len(classes)} classes ({some}), but\n' + '\n'.join(bad)
                              + f'\nSet num_classes={len(classes)}, or give other classes=(...) to the datasets')
