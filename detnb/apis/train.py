@@ -40,7 +40,8 @@ from ..training.state import find_latest_checkpoint
 KEYS = {'': '''model data evaluation optimizer optimizer_config lr_config momentum_config runner checkpoint_config log_config custom_hooks
                dist_params log_level load_from resume_from auto_resume workflow opencv_num_threads mp_start_method auto_scale_lr fp16
                cudnn_benchmark seed device gpu_ids work_dir find_unused_parameters custom_imports total_epochs train_cfg test_cfg'''.split(),
-        'data': '''samples_per_gpu imgs_per_gpu workers_per_gpu persistent_workers train val test train_dataloader val_dataloader test_dataloader'''.split(),
+        'data': '''samples_per_gpu imgs_per_gpu workers_per_gpu persistent_workers
+                   train val test train_dataloader val_dataloader test_dataloader'''.split(),
         'log_config': ['interval', 'hooks'], 'auto_scale_lr': ['enable', 'base_batch_size'], 'optimizer': [], 'runner': []}
 
 def key_slips(cfg: Any) -> Iterator[tuple[list, str]]: # (part and key, what is wrong)
