@@ -57,7 +57,8 @@ def choices(registry: Registry,
     room = now.__module__.rpartition('.')[0]
     root = [c for c in now.__mro__ if c.__module__.startswith(room)][-1]
     near = [n for n in registry if issubclass(registry.get(n), root)]
-    rest = [n for n in registry if n not in near and (registry.get(n).__module__.startswith(room + '.') or not registry.get(n).__module__.startswith('detnb.'))]
+    home = lambda n: registry.get(n).__module__
+    rest = [n for n in registry if n not in near and (home(n).startswith(room + '.') or not home(n).startswith('detnb.'))]
     return sorted(near) + sorted(rest)
 
 # %% ../../nbs/apis/12_config_types.ipynb #8650726f
@@ -88,7 +89,8 @@ def problem(cfg: Any, path: tuple, text: str) -> Problem:
 def typed(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
     "(path, dict) of everything with a `type`, outer ones first"
     if isinstance(value, dict) and 'type' in value: yield path, value
-    for k, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else (): yield from typed(v, (*path, k))
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for k, v in items: yield from typed(v, (*path, k))
 
 def faults_of(cfg: Any, path: tuple, d: dict, registry: Registry, key: str = 'type') -> Iterator[Problem]:
     "An unknown type, or keys that the type does not take; `key` is where the type is written"
