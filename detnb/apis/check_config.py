@@ -50,7 +50,8 @@ def place_of_failure(cfg: Any,           # a whole config whose dicts know their
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e) or type(e).__name__
     text = re.sub(r', (given |asked for )?at [\w.]+( \([^)]*\))?', '', text)                               # the problem itself says where
     keys = [k for k in value_at(cfg, path) if isinstance(k, str)] if path and isinstance(value_at(cfg, path), dict) else []
-    told = re.search(r'\b(' + '|'.join(map(re.escape, keys)) + r')\b', text.split('It accepts')[0]) if keys else None          # the first key that it names
+    pattern = r'\b(' + '|'.join(map(re.escape, keys)) + r')\b'
+    told = re.search(pattern, text.split('It accepts')[0]) if keys else None         # the first key that it names
     known = isinstance(e, (TypeError, ValueError, KeyError))
     return problem(cfg, (*path, told[1]) if told else path, text if known else f'{type(e).__name__}: {text}')
 
@@ -141,7 +142,8 @@ def data_problems(cfg: Any) -> Iterator[Problem]:
             yield problem(cfg, (*inner, 'classes'), f'{given!r} is read as the name of a file, which is not there; one class needs a comma: ({given!r},)')
         names = dataset_classes(d)
         if names and first and names != first:
-            yield problem(cfg, (*inner, 'classes') if given else inner, f'its {len(names)} classes are not the {len(first)} of data.train, or stand in another order')
+            at = (*inner, 'classes') if given else inner
+            yield problem(cfg, at, f'its {len(names)} classes are not the {len(first)} of data.train, or stand in another order')
     for key, ending in dict(lr_config='LrUpdaterHook', momentum_config='MomentumUpdaterHook').items():
         try: isinstance(cfg.get(key), dict) and HOOKS.build(hook_config(cfg[key], ending))
         except Exception as e: yield place_of_failure(cfg, e, (key,))

@@ -63,8 +63,10 @@ def short_config(cfg: Config,                     # as changed
 # %% ../../nbs/foundation/38_config_export.ipynb #8786cc9f
 def _check(text: str, base: dict, now: dict, file: Path) -> None:
     "Raise unless a text, read over its base, says what is meant"
-    odd = [(at, v) for at, _, _, v in walk(now) if not hasattr(v, 'tolist') and type(v) not in (bool, int, float, str, type(None), dict, ConfigDict, list, tuple, set)]
-    for at, v in odd: raise TypeError(f'{at} is {v!r}: a config file holds numbers, texts, None, lists, tuples, sets and dicts, and no {type(v).__name__}')
+    known = (bool, int, float, str, type(None), dict, ConfigDict, list, tuple, set)
+    for at, _, _, v in walk(now):
+        if hasattr(v, 'tolist') or type(v) in known: continue
+        raise TypeError(f'{at} is {v!r}: a config file holds numbers, texts, None, lists, tuples, sets and dicts, and no {type(v).__name__}')
     got = evaluate(substitute(text, file.absolute())[0], file.name)
     got.pop('_base_', None)
     got = merge(got, base)
