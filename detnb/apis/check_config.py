@@ -139,7 +139,8 @@ def data_problems(cfg: Any) -> Iterator[Problem]:
         inner, d = innermost(cfg.get('data', {}).get(part), ('data', part))
         given = d.get('classes') if isinstance(d, dict) else None
         if isinstance(given, str) and not given.endswith('.txt') and not os.path.isfile(given):
-            yield problem(cfg, (*inner, 'classes'), f'{given!r} is read as the name of a file, which is not there; one class needs a comma: ({given!r},)')
+            said = f'{given!r} is read as the name of a file, which is not there; one class needs a comma: ({given!r},)'
+            yield problem(cfg, (*inner, 'classes'), said)
         names = dataset_classes(d)
         if names and first and names != first:
             at = (*inner, 'classes') if given else inner
