@@ -10,7 +10,8 @@ from importlib import import_module
 
 _rooms = dict(
     config='Config DictAction ConfigError import_modules_from_strings',
-    config_dict='ConfigDict', config_roots='update_data_root replace_cfg_vals compat_cfg', config_export='short_config export_config', config_edit='History',
+    config_dict='ConfigDict', config_roots='update_data_root replace_cfg_vals compat_cfg',
+    config_export='short_config export_config', config_edit='History',
     registry='Registry build_from_cfg', files='load dump atomic_write list_from_file mkdir_or_exist check_file_exist scandir',
     checkpoint='load_checkpoint save_checkpoint read_checkpoint load_state_dict weights_to_cpu get_state_dict CheckpointError CheckpointNotFound',
     images='imread imfrombytes imwrite bgr2rgb rgb2bgr bgr2gray',
