@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'key_slips', 'check_keys', 'loader_args', 'auto_scale_lr', 'pick_device', 'DistributedModel', 'place_model',
            'optimizer_config', 'make_runner', 'add_evaluation', 'train_detector', 'resume_path', 'choose_seed',
-           'begin_from']
+           'begin_from', 'build_for_training']
 
 # %% ../../nbs/apis/10_train.ipynb #1a844067
 import difflib, re, time
@@ -27,8 +27,10 @@ from ..foundation.distributed import get_dist_info, unwrap
 from ..foundation.environment import collect_env, is_notebook
 from ..foundation.errors import UnknownName
 from ..foundation.logging import get_root_logger
+from ..models.builder import build_detector
 from ..training.checks import DistSamplerSeedHook
 from ..training.evaluation import DistEvalHook, EvalHook
+from ..training.hooks import Hook
 from ..training.loops import EpochBasedRunner, build_runner
 from ..training.optimizer import build_optimizer
 from ..training.optimizer_step import Fp16OptimizerHook, GradientCumulativeFp16OptimizerHook
@@ -135,7 +137,7 @@ def optimizer_config(cfg: Any) -> dict | Any:
     if kind not in kinds: raise ValueError(f'fp16 goes with {" and ".join(kinds)}, not with optimizer_config.type={kind!r}')
     return kinds[kind](**step, **cfg.fp16)
 
-def make_runner(model: nn.Module, cfg: Any, logger, meta: dict, timestamp: str):
+def make_runner(model: nn.Module, cfg: Any, logger, meta: dict, timestamp: str, progress: Hook | None = None):
     "A runner with the schedule, step, checkpoints, log and own hooks of a config"
     how = cfg.get('runner') or dict(type='EpochBasedRunner', max_epochs=cfg.total_epochs)
     parts = dict(model=model, optimizer=build_optimizer(model, cfg.optimizer), logger=logger, meta=meta)
@@ -143,7 +145,7 @@ def make_runner(model: nn.Module, cfg: Any, logger, meta: dict, timestamp: str):
     runner.timestamp = timestamp
     runner.register_training_hooks(cfg.get('lr_config'), optimizer_config(cfg), cfg.get('checkpoint_config'), cfg.get('log_config'),
                                    cfg.get('momentum_config'), custom_hooks_config=cfg.get('custom_hooks'))
-    if is_notebook(): runner.register_hook(ProgressHook(), 'LOWEST')
+    if progress or is_notebook(): runner.register_hook(progress or ProgressHook(), 'LOWEST')
     return runner
 
 def add_evaluation(runner, cfg: Any, distributed: bool) -> None:
@@ -163,7 +165,8 @@ def train_detector(model: nn.Module,
                    distributed: bool = False,
                    validate: bool = False,         # evaluate on cfg.data.val along the way
                    timestamp: str | None = None,   # begins the names of the log files
-                   meta: dict | None = None):      # more for the checkpoints' meta
+                   meta: dict | None = None,       # more for the checkpoints' meta
+                   progress: Hook | None = None):  # shows the run, in place of the bar and curves of a notebook
     "Train a detector; returns the runner, whose `log` holds the records"
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     check_keys(cfg)
@@ -171,14 +174,14 @@ def train_detector(model: nn.Module,
     timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
     log_file = str(Path(cfg.get('work_dir') or 'work_dirs/run')/f'{timestamp}.log')
     logger = get_root_logger(log_file, cfg.get('log_level', 'INFO'))
-    try: return _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger)
+    try: return _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger, progress)
     finally:
         for h in [h for h in logger.handlers if getattr(h, 'baseFilename', '') == str(Path(log_file).absolute())]:
             logger.removeHandler(h)
             h.close()
 
 # %% ../../nbs/apis/10_train.ipynb #f3d1859c
-def _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger):
+def _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger, progress):
     if cfg.get('seed') is None: set_random_seed(choose_seed(cfg))
     seed = cfg.seed
     if cfg.get('cudnn_benchmark'): torch.backends.cudnn.benchmark = True
@@ -186,7 +189,7 @@ def _train(model, datasets, cfg, distributed, validate, timestamp, meta, logger)
     meta = {'env_info': '\n'.join(f'{k}: {v}' for k, v in collect_env().items()), 'config': getattr(cfg, 'pretty_text', str(cfg)), 'seed': seed,
             'exp_name': Path(getattr(cfg, 'filename', None) or 'run').name, **(meta or {})}
     model = place_model(model, cfg, distributed)
-    runner = make_runner(model, cfg, logger, meta, timestamp)
+    runner = make_runner(model, cfg, logger, meta, timestamp, progress)
     if distributed and isinstance(runner, EpochBasedRunner): runner.register_hook(DistSamplerSeedHook())
     if validate: add_evaluation(runner, cfg, distributed)
     kind = type(runner).__name__
@@ -215,3 +218,16 @@ def begin_from(runner, cfg: Any) -> None:
     elif cfg.get('load_from'): runner.load_checkpoint(cfg.load_from)
     elif getattr(unwrap(runner.model), 'is_init', True) is False:
         runner.logger.warning('model.init_weights() was not called: training begins from PyTorch\'s default weights')
+
+# %% ../../nbs/apis/10_train.ipynb #77b0c3d1
+def build_for_training(cfg: Any, model: nn.Module | None = None, dataset: Any = None # what is there already
+                      ) -> tuple[nn.Module, Any]:                                     # model and dataset
+    "A detector and its training data by a config, as far as they are not there yet"
+    if model is None:
+        set_random_seed(choose_seed(cfg))
+        model = build_detector(cfg.model, cfg.get('train_cfg'), cfg.get('test_cfg'))
+        model.init_weights()
+    if dataset is None: dataset = build_dataset(cfg.data.train)
+    if getattr(model, 'CLASSES', None) is None: model.CLASSES = dataset.CLASSES
+    if getattr(model, 'cfg', None) is None: model.cfg = cfg
+    return model, dataset
