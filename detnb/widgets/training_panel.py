@@ -126,7 +126,9 @@ class TrainingPanel(Live):
         self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.stop_button, self.resume_button]), self.text, self.image, self.errors])
         self.box.add_class('detnb-training-panel')
 
-    def picture(self) -> Picture: return draw_panel([*self.past, *(self.runner.log if self.runner else ())], self.samples, self.model.CLASSES, self.text.value)
+    def picture(self) -> Picture:
+        log = [*self.past, *(self.runner.log if self.runner else ())]
+        return draw_panel(log, self.samples, self.model.CLASSES, self.text.value)
 
 # %% ../../nbs/widgets/40_training_panel.ipynb #6a9916fe
 def _train(self) -> None:
@@ -186,7 +188,8 @@ def _rest(self, error: BaseException | None) -> None:
 def _last_words(self, error: BaseException | None) -> str:
     runner, where = self.runner, short_path(self.checkpoint) if self.checkpoint else None
     if isinstance(error, Exception):
-        told = f'failed {f"in iteration {runner.iter + 1}" if runner else "before it began"}: {type(error).__name__}: {str(error).splitlines()[0]:.90}'
+        when = f'in iteration {runner.iter + 1}' if runner else 'before it began'
+        told = f'failed {when}: {type(error).__name__}: {(str(error).splitlines() or [""])[0]:.90}'
         return told + (f'; resume goes on from {where}' if where else '')
     if error is None and runner.done_iters >= runner.max_iters: return f'finished after iteration {runner.done_iters}'
     told = f'stopped at iteration {runner.done_iters} of {runner.max_iters}' if runner else 'stopped before it began'
