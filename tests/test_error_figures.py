@@ -1,18 +1,27 @@
 "The split of the lost AP, curves and counts beside other reckonings: by hand, COCO's own tables, and the figures of TIDE's authors"
-import json
+import importlib, json
 
 import numpy as np
 import pytest
+import torch
 
-import detnb.evaluation.precision_recall as curves_module
-from detnb.apis.predictions import Predictions
+from detnb import Config
+from detnb.apis.inference import init_detector, prepare_batch
+from detnb.apis.predictions import Predictions, test_dataset as dataset_of
+from detnb.apis.top_losses import image_losses
+from detnb.cli.main import main
 from detnb.datasets import build_dataset
+from detnb.datasets.shapes import CLASSES, make_shapes
 from detnb.evaluation.coco import COCO, evaluate_coco
 from detnb.evaluation.matching import Matched, Pairs, found_in, there_in, there_in_coco
 from detnb.evaluation.mean_ap import tpfp_default
 from detnb.evaluation.precision_recall import precision_recall
 from detnb.evaluation.tide import KINDS, tide
 from detnb.foundation.environment import data_root
+from detnb.foundation.files import dump
+from detnb.models import build_detector
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*have no box in')
 
 
 def data(*parts):
@@ -119,7 +128,7 @@ def test_prices_are_those_of_the_authors(oracle, kind, monkeypatch):
     t = tide(p, names)
     assert {k: int(t.counts()[k].sum()) for k in KINDS} == COUNTS[kind]
     assert {'AP': 100 * t.ap, **{k: 100 * v for k, v in t.costs.items()}} == pytest.approx(TIDECV[kind], abs=.02)
-    monkeypatch.setattr(curves_module, 'RECALLS', np.arange(101) / 100)
+    monkeypatch.setattr(importlib.import_module('detnb.evaluation.precision_recall'), 'RECALLS', np.arange(101) / 100)
     t = tide(p, names)
     assert {'AP': 100 * t.ap, **{k: 100 * v for k, v in t.costs.items()}} == pytest.approx(TIDECV[kind], abs=2e-6)
 
@@ -171,3 +180,75 @@ def test_mistakes_without_a_coco_file(cells):
     assert t.counts()['Cls'].sum() > 50 and t.counts()['Miss'].sum() > 100 and t.counts()['Bkg'][1] > 60
     assert len(cells.examples('Cls', k=3).axes) == 3 and len(cells.worst(2).axes) == 2
     with pytest.raises(TypeError, match='have no masks|no COCO file'): cells.tide('segm')
+
+
+# --- losses image by image, the page, the commands
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "Six pictures, the demo's detector with random weights, and results in which every ball is called a box"
+    root = tmp_path_factory.mktemp('mistakes')
+    make_shapes(root, 6, (96, 64), seed=4, name='val', empty=0)
+    cfg = Config.fromfile('demo/retinanet_r18_shapes.py')
+    for part in ('train', 'test'): cfg.data[part].update(ann_file=str(root/'val.json'), img_prefix=str(root/'val'))
+    cfg.device = 'cpu'
+    cfg.dump(str(root/'cfg.py'))
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=build_detector(cfg.model).state_dict(), meta=dict(CLASSES=CLASSES)), root/'random.pth')
+    ds, results = dataset_of(cfg), []
+    for i in range(len(ds)):
+        a = ds.get_ann_info(i)
+        said, rows = np.where(a['labels'] == 0, 1, a['labels']), np.hstack([a['bboxes'], np.full((len(a['labels']), 1), .9)])
+        results.append([rows[said == c].astype(np.float32) for c in range(len(CLASSES))])
+    dump(results, str(root/'results.pkl'))
+    return root
+
+
+def run(*argv): return main([str(a) for a in argv])
+
+
+def test_loss_is_that_of_a_batch_of_one(place):
+    "The same as the training path gives for this image alone, from the same pixels, in evaluation mode"
+    model = init_detector(str(place/'cfg.py'), str(place/'random.pth'), 'cpu')
+    ds = dataset_of(model.cfg)
+    losses = image_losses(model, ds)
+    i = 3
+    a, info = ds.get_ann_info(i), ds.data_infos[i]
+    batch = prepare_batch(model, [f'{ds.img_prefix}/{info["filename"]}'])
+    with torch.no_grad():
+        terms = model.forward_train(model.ready(batch['img'][0], batch['img_metas'][0]), batch['img_metas'][0],
+                                    [torch.tensor(a['bboxes'] * np.tile(batch['img_metas'][0][0]['scale_factor'][:2], 2))], [torch.tensor(a['labels'])])
+    assert losses['loss'][i] == pytest.approx(sum(float(v) for vs in terms.values() for v in vs), rel=1e-4)
+    assert set(losses) == {'loss', 'loss_cls', 'loss_bbox'} and len(losses['loss']) == 6
+
+
+def test_training_counts_of_yolox_are_put_back(place):
+    "YOLOX changes its size every tenth batch: the losses do not depend on how many came before, and training goes on where it was"
+    cfg = Config.fromfile('yolox/yolox_tiny_8x8_300e_coco.py')
+    cfg.model.update(input_size=(64, 64))
+    cfg.model.backbone.update(widen_factor=.125)
+    cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=5)
+    torch.manual_seed(0)
+    model = build_detector(cfg.model)
+    model.cfg, model._progress_in_iter = cfg, 7
+    ds = dataset_of(place/'cfg.py')
+    one, two = image_losses(model, ds), image_losses(model, ds)
+    assert model.run_state() == dict(input_size=[64, 64], progress_in_iter=7) and model.training
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+def test_page_and_commands(place, tmp_path, capsys):
+    assert run('analyze', 'tide', place/'cfg.py', place/'results.pkl', '--out', tmp_path/'prices.png') == 0
+    out = capsys.readouterr().out
+    truth = json.loads((place/'val.json').read_text())
+    balls = sum(a['category_id'] == 1 for a in truth['annotations'])
+    assert any(line.split()[0] == 'Cls' and int(line.split()[-1]) == balls for line in out.splitlines() if line.startswith('Cls'))
+    assert (tmp_path/'prices.png').stat().st_size > 1000
+    assert run('analyze', 'report', place/'cfg.py', place/'results.pkl', tmp_path/'page.html', '--topk', 2) == 0
+    page = (tmp_path/'page.html').read_text()
+    assert page.count('<img') == 5 and 'wrong class' in page
+    assert run('analyze', 'top-losses', place/'cfg.py', place/'random.pth', '--topk', 2, '--out', tmp_path/'losses.jpg') == 0
+    assert 'the 2 greatest losses of 6' in capsys.readouterr().out and (tmp_path/'losses.jpg').stat().st_size > 1000
+    assert run('analyze', 'tide', place/'cfg.py', place/'results.pkl', '--iou-thr', .05) == 1
+    assert '0 < bg_thr < iou_thr' in capsys.readouterr().err

@@ -6,8 +6,9 @@
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch',
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
            'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
-           'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall', 'test_robustness',
-           'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes']
+           'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall', 'image_losses',
+           'top_losses', 'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors',
+           'check_config', 'check_data', 'anchor_sizes']
 
 # %% ../../nbs/apis/00_apis.ipynb #6e092653
 from .anchors import optimize_anchors
@@ -23,6 +24,7 @@ from .predictions import Predictions
 from .robustness import summarize, test_robustness
 from .speed import measure_speed
 from .test import multi_gpu_test, single_gpu_test
+from .top_losses import image_losses, top_losses
 from .train import train_detector
 from .video import detect_frames, detect_stream, detect_video
 from ..foundation.logging import get_root_logger
@@ -33,5 +35,6 @@ from ..training.seeds import init_random_seed, set_random_seed
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch', 'single_gpu_test',
          'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
          'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall',
+         'image_losses', 'top_losses',
          'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config',
          'check_data', 'anchor_sizes']

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from .mistakes import FindsMistakes
+from .report import Reports
 from .test import for_batches
 from ..datasets.builder import build_dataset
 from ..drawing.analysis import area_picture, error_curves, size_bars
@@ -43,7 +43,7 @@ def test_dataset(cfg: Any,                # a Config, or a file, or the name of 
     return build_dataset(sets if len(sets) > 1 else sets[0], dict(test_mode=True))
 
 # %% ../../nbs/apis/50_predictions.ipynb #f87cbd84
-class Predictions(FindsMistakes):
+class Predictions(Reports):
     "A test set and what a detector found in it"
     def __init__(self,
                  dataset: Any,  # a dataset, a Config, or a config's name

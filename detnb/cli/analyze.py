@@ -10,8 +10,10 @@ __all__ = ['WORDS', 'EXAMPLES', 'logs_options', 'logs', 'results_options', 'resu
 import argparse
 from pathlib import Path
 
+from .analysis_mistakes import (config_and_results, losses, losses_options, predictions_of, report, report_options,
+                                         tide, tide_options)
 from .analysis_runs import anchors, anchors_options, robustness, robustness_options, show_or_write, sums, sums_options
-from .main import Slip, UsageError, add_config_options, add_word, make_parser, read_config
+from .main import Slip, UsageError, add_word, make_parser
 from ..foundation.config import DictAction
 
 # %% ../../nbs/cli/52_analyze.ipynb #f2651873
@@ -42,19 +44,9 @@ def logs(args: argparse.Namespace) -> None:
     if args.out: show_or_write(times_picture({Path(log).name: times for log, times in runs.items()}), args.out)
 
 # %% ../../nbs/cli/52_analyze.ipynb #a1005d38
-def _config_and_results(p):
-    p.add_argument('config', help='a config file, or the name of a shipped one')
-    add_config_options(p)
-
-def _predictions(args, path):
-    from detnb.apis.predictions import Predictions
-    cfg = read_config(args.config, args.cfg_options)
-    return cfg, Predictions(cfg, path)
-
 def results_options(p: argparse.ArgumentParser) -> None:
     "The options of `analyze results`"
-    _config_and_results(p)
-    p.add_argument('prediction_path', help='results that `detnb test --out` wrote')
+    config_and_results(p)
     p.add_argument('show_dir', help='folder for the pictures, good/ and bad/')
     p.add_argument('--show', action='store_true', help='show each picture')
     p.add_argument('--wait-time', type=float, default=0, help='seconds that a window stays; 0: until it is closed')
@@ -64,7 +56,7 @@ def results_options(p: argparse.ArgumentParser) -> None:
 
 def results(args: argparse.Namespace) -> None:
     "The best and the worst images"
-    found = _predictions(args, args.prediction_path)[1].extremes(
+    found = predictions_of(args, args.prediction_path)[1].extremes(
         args.show_dir, args.topk, args.show_score_thr, args.overlay_gt_pred, args.show, args.wait_time)
     for kind, rows in found.items(): print('\n'.join([f'{kind}:', *(f'  {score:.3f}  {name}' for _, name, score in rows)]))
     print(f'pictures: {args.show_dir}')
@@ -72,8 +64,7 @@ def results(args: argparse.Namespace) -> None:
 # %% ../../nbs/cli/52_analyze.ipynb #5b7e8d90
 def eval_options(p: argparse.ArgumentParser) -> None:
     "The options of `analyze eval`"
-    _config_and_results(p)
-    p.add_argument('pkl_results', help='results that `detnb test --out` wrote')
+    config_and_results(p, 'pkl_results')
     p.add_argument('--format-only', action='store_true', help="write them in the evaluation server's format, without evaluating")
     p.add_argument('--eval', nargs='+', help='metrics: bbox, segm, proposal for COCO; mAP, recall for VOC; PQ for panoptic results')
     p.add_argument('--eval-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='for the evaluation: classwise=True')
@@ -82,17 +73,16 @@ def evaluate(args: argparse.Namespace) -> None:
     "Figures of saved results"
     if not args.eval and not args.format_only: raise UsageError('say what to do: --eval METRIC or --format-only')
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
-    (cfg, predictions), options = _predictions(args, args.pkl_results), args.eval_options or {}
+    (cfg, predictions), options = predictions_of(args, args.pkl_results), args.eval_options or {}
     if args.format_only: predictions.dataset.format_results(list(predictions.results), **options)
     else: print(dict(predictions.evaluate(args.eval, cfg.get('evaluation'), **options)))
 
 def sizes_options(p: argparse.ArgumentParser) -> None:
     "The options of `analyze sizes`"
-    _config_and_results(p)
-    p.add_argument('prediction_path', help='results that `detnb test --out` wrote')
+    config_and_results(p)
     p.add_argument('--type', choices=['bbox', 'segm'], default='bbox', help='boxes or masks (default: bbox)')
 
-def sizes(args: argparse.Namespace) -> None: print(_predictions(args, args.prediction_path)[1].sizes(args.type))
+def sizes(args: argparse.Namespace) -> None: print(predictions_of(args, args.prediction_path)[1].sizes(args.type))
 
 # %% ../../nbs/cli/52_analyze.ipynb #280febd2
 def errors_options(p: argparse.ArgumentParser) -> None:
@@ -136,6 +126,9 @@ WORDS = {
     'eval': (eval_options, evaluate, 'figures of saved results'),
     'coco-errors': (errors_options, errors, 'what each kind of error costs'),
     'occluded-recall': (occluded_options, occluded, 'recall of occluded and separated objects'),
+    'tide': (tide_options, tide, 'the price of each kind of mistake'),
+    'top-losses': (losses_options, losses, 'the images with the greatest losses'),
+    'report': (report_options, report, 'all analyses of saved results on one page'),
     'sizes': (sizes_options, sizes, 'AP of every class at every size'),
     'anchors': (anchors_options, anchors, 'anchors that fit the training set'),
     'robustness': (robustness_options, robustness, 'a test under corruption'),
@@ -148,6 +141,9 @@ EXAMPLES = '''examples:
   detnb analyze eval my_config.py results.pkl --eval bbox --eval-options classwise=True
   detnb analyze coco-errors results.bbox.json pictures --ann instances_val2017.json --extraplots
   detnb analyze occluded-recall results.pkl --out occluded.json --occluded-ann occluded_coco.pkl --separated-ann separated_coco.pkl
+  detnb analyze tide my_config.py results.pkl --out prices.png
+  detnb analyze top-losses my_config.py latest.pth --topk 9 --out losses.jpg
+  detnb analyze report my_config.py results.pkl report.html
   detnb analyze sizes my_config.py results.pkl --type segm
   detnb analyze anchors my_yolo.py --algorithm k-means --input-shape 608 608 --output-dir anchors
   detnb analyze robustness my_config.py latest.pth --out robust.pkl --corruptions noise fog

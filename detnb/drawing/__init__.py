@@ -22,6 +22,7 @@ from .compare_runs import compare_runs, train_times
 from .confusion import matrix_picture
 from .mistakes import cost_picture, pr_picture
 from .histograms import class_picture, count_picture, size_picture
+from .mistakes import cost_picture, pr_picture
 from .sheet import draw_sample, result_sheet, show_grid, show_samples
 
 _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette', 'get_palette', 'palette_val', 'readable_on', 'rgb_of',
