@@ -52,7 +52,7 @@ def in_html(part) -> str:
     kind, data = part.encoded()
     return f'<img alt="" src="data:{kind};base64,{base64.b64encode(data).decode()}">'
 
-# %% ../../nbs/apis/54_report.ipynb #575cc9ca
+# %% ../../nbs/apis/54_report.ipynb #3b37c560
 class Reports(FindsMistakes):
     "Puts the analyses on one page"
     def report(self, iou_type: str = 'bbox', # or 'segm'
@@ -80,4 +80,5 @@ class Reports(FindsMistakes):
         dash = lambda row: {k: '-' if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
         if hasattr(self.dataset, 'coco'): return Table([dash({'class': r.pop('name'), **r}) for r in self.sizes(iou_type).rows()])
         ap, n = curves.ap, self.pairs(iou_type).wanted()
-        return Table([dash({'class': name, 'AP': float(ap[:, c].mean()), 'AP50': float(ap[0, c]), 'objects': int(n[c])}) for c, name in enumerate(self.names)])
+        row = lambda c, name: dash({'class': name, 'AP': float(ap[:, c].mean()), 'AP50': float(ap[0, c]), 'objects': int(n[c])})
+        return Table([row(c, name) for c, name in enumerate(self.names)])

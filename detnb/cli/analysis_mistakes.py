@@ -10,12 +10,13 @@ import argparse
 from .analysis_runs import show_or_write
 from .main import add_config_options, add_run_options, apply_device, read_config
 
-# %% ../../nbs/cli/49_analysis_mistakes.ipynb #e05663c2
-def config_and_results(p: argparse.ArgumentParser, results: str | None = 'prediction_path') -> None: # name of the second argument; None: a config only
+# %% ../../nbs/cli/49_analysis_mistakes.ipynb #8bdf252a
+def config_and_results(p: argparse.ArgumentParser,
+                       results: str = 'prediction_path') -> None: # name of the second argument
     "The arguments of a word that reads saved results"
     p.add_argument('config', help='a config file, or the name of a shipped one')
     add_config_options(p)
-    if results: p.add_argument(results, help='results that `detnb test --out` wrote')
+    p.add_argument(results, help='results that `detnb test --out` wrote')
 
 def predictions_of(args: argparse.Namespace, path: str) -> tuple: # the config, the `Predictions`
     "A config's test set with saved results"
