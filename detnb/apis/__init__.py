@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch',
            'single_gpu_test', 'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger',
-           'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'detect_frames', 'detect_stream',
-           'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall', 'image_losses',
-           'top_losses', 'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors',
-           'check_config', 'check_data', 'anchor_sizes']
+           'show_anchors', 'show_assignment', 'show_proposals', 'show_nms', 'views', 'explain_assignment',
+           'show_heat_maps', 'show_corners', 'show_roi_features', 'show_roi_assignment', 'show_cascade',
+           'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors',
+           'occluded_recall', 'image_losses', 'top_losses', 'test_robustness', 'summarize', 'complexity',
+           'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes']
 
 # %% ../../nbs/apis/00_apis.ipynb #6e092653
 from .anchors import optimize_anchors
@@ -19,7 +20,12 @@ from .data_check import anchor_sizes, check_data
 from .downloads import download_dataset
 from .error_files import analyze_errors, occluded_recall
 from .inference import inference_detector, init_detector, show_result_pyplot
-from .inside import show_anchors, show_assignment, show_nms, show_proposals
+from .inside import show_anchors, views
+from .inside_assignment import show_assignment
+from .inside_heat_maps import show_corners, show_heat_maps
+from .inside_reasons import explain_assignment
+from .inside_regions import show_proposals, show_roi_assignment, show_roi_features
+from .inside_stages import show_cascade, show_nms
 from .predictions import Predictions
 from .robustness import summarize, test_robustness
 from .speed import measure_speed
@@ -34,6 +40,7 @@ from ..training.seeds import init_random_seed, set_random_seed
 # %% ../../nbs/apis/00_apis.ipynb #736be636
 _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'show_result_pyplot', 'train_detector', 'launch', 'single_gpu_test',
          'multi_gpu_test', 'set_random_seed', 'init_random_seed', 'get_root_logger', 'show_anchors', 'show_assignment', 'show_proposals', 'show_nms',
+         'views', 'explain_assignment', 'show_heat_maps', 'show_corners', 'show_roi_features', 'show_roi_assignment', 'show_cascade',
          'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall',
          'image_losses', 'top_losses',
          'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config',
