@@ -9,15 +9,16 @@ __all__ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'ev
            'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms',
            'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook',
            'LinearMomentumEMAHook', 'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results',
-           'merge_aug_proposals']
+           'merge_aug_proposals', 'get_palette', 'palette_val', 'all_reduce_dict',
+           'LearningRateDecayOptimizerConstructor', 'SetEpochInfoHook']
 
 # %% ../nbs/10_core.ipynb #92217c13
 from .apis.test import encode_mask_results
-from .drawing import imshow_det_bboxes, imshow_gt_det_bboxes
+from .drawing import get_palette, imshow_det_bboxes, imshow_gt_det_bboxes, palette_val
 from .evaluation import average_precision, eval_map, eval_recalls, get_classes, print_map_summary, print_recall_summary
 from .evaluation import cityscapes_classes, coco_classes, imagenet_det_classes, imagenet_vid_classes, voc_classes
 from .evaluation import objects365v1_classes, objects365v2_classes, oid_challenge_classes, oid_v6_classes
-from .foundation.distributed import reduce_mean
+from .foundation.distributed import all_reduce_dict, reduce_mean
 from .foundation.logging import get_root_logger
 from .models.dense_heads.rpn_head import merge_aug_proposals
 from .models.targets import *
@@ -25,8 +26,8 @@ from .ops import batched_nms, multiclass_nms, nms, soft_nms
 from .structures import *
 from .structures.masks import BaseInstanceMasks, BitmapMasks
 from .structures.polygons import PolygonMasks
-from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LinearMomentumEMAHook, SyncNormHook, SyncRandomSizeHook,
-                            YOLOXModeSwitchHook)
+from .training import (DistEvalHook, EvalHook, ExpMomentumEMAHook, LearningRateDecayOptimizerConstructor, LinearMomentumEMAHook,
+                            SetEpochInfoHook, SyncNormHook, SyncRandomSizeHook, YOLOXModeSwitchHook)
 
 # %% ../nbs/10_core.ipynb #194a02c1
 _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval_map', 'eval_recalls', 'get_classes', 'print_map_summary',
@@ -34,4 +35,5 @@ _all_ = ['imshow_det_bboxes', 'imshow_gt_det_bboxes', 'average_precision', 'eval
          'objects365v2_classes', 'oid_challenge_classes', 'oid_v6_classes',
          'print_recall_summary', 'reduce_mean', 'get_root_logger', 'batched_nms', 'multiclass_nms', 'nms', 'soft_nms', 'BaseInstanceMasks',
          'BitmapMasks', 'PolygonMasks', 'DistEvalHook', 'EvalHook', 'ExpMomentumEMAHook', 'LinearMomentumEMAHook',
-         'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals']
+         'SyncNormHook', 'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'encode_mask_results', 'merge_aug_proposals',
+         'get_palette', 'palette_val', 'all_reduce_dict', 'LearningRateDecayOptimizerConstructor', 'SetEpochInfoHook']

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Sampler, SequentialSampler, default_collate, get_worker_info
 from ..foundation.distributed import broadcast, get_dist_info
 from ..foundation.errors import add_note
+from ..structures.data_container import DataContainer, bare
 from .transforms.compose import Compose, seeded
 from .transforms.formatting import to_tensor
 from .samplers import (ClassAwareSampler, DistributedGroupSampler, DistributedSampler, GroupSampler,
@@ -34,9 +35,14 @@ def stack_images(images: list,    # of (C, Hi, Wi)
 
 # %% ../../nbs/datasets/40_loader.ipynb #f1df7dab
 def _together(key, values):
+    if isinstance(values[0], DataContainer): return _unpacked([v.data for v in values], values[0])
     if isinstance(values[0], list): return [_together(key, each) for each in zip(*values, strict=True)]
     if isinstance(values[0], torch.Tensor) and values[0].ndim >= 3: return stack_images(values, 255 if key == 'gt_semantic_seg' else 0)
     return list(values)
+
+def _unpacked(values, mark):
+    if not mark.stack: return [bare(v) for v in values]
+    return stack_images(values, mark.padding_value) if values[0].ndim == 3 and mark.pad_dims else torch.stack(values)
 
 def normalized(sample: dict) -> dict:
     "A sample whose image was left as bytes, normalised after all"

@@ -19,6 +19,8 @@ _rooms = dict(
     video='VideoReader', video_stream='VideoWriter read_stream', logging='get_logger get_root_logger print_log', errors='add_note suggest',
     environment='is_notebook get_device data_root collect_env get_git_hash setup_multi_processes',
     distributed='get_dist_info init_dist master_only reduce_mean is_module_wrapper unwrap',
+    kinds='is_str is_seq_of is_list_of is_tuple_of to_2tuple concat_list digit_version', file_client='FileClient symlink',
+    from_module='obj_from_dict', compilers='get_compiling_cuda_version get_compiler_version',
     missing='MissingExtra PortInUse missing_file require')
 _home = {name: room for room, names in _rooms.items() for name in names.split()}
 

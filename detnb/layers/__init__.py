@@ -11,7 +11,10 @@ __all__ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVAT
            'caffe2_xavier_init', 'constant_init', 'initialize', 'kaiming_init', 'normal_init', 'trunc_normal_init',
            'uniform_init', 'xavier_init', 'BaseModule', 'ModuleDict', 'ModuleList', 'Sequential', 'ContextBlock',
            'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
-           'ConvAWS2d', 'SAConv2d', 'auto_fp16', 'force_fp32', 'wrap_fp16_model', 'NonLocal2d', 'GeneralizedAttention']
+           'ConvAWS2d', 'SAConv2d', 'auto_fp16', 'force_fp32', 'wrap_fp16_model', 'NonLocal2d', 'GeneralizedAttention',
+           'ModulatedDeformConv2d', 'MultiScaleDeformableAttention', 'FFN', 'BaseTransformerLayer',
+           'MultiheadAttention', 'TransformerLayerSequence', 'build_transformer', 'build_transformer_layer',
+           'build_transformer_layer_sequence']
 
 # %% ../../nbs/layers/00_layers.ipynb #f3f28ab7
 from .blocks import InvertedResidual, ResLayer, SELayer, make_divisible
@@ -45,3 +48,12 @@ _all_ = ['InvertedResidual', 'ResLayer', 'SELayer', 'make_divisible', 'ACTIVATIO
          'ContextBlock', 'ConvWS2d', 'CSPLayer', 'DarknetBottleneck', 'DeformConv2d', 'DeformConv2dPack', 'ModulatedDeformConv2dPack',
          'ConvAWS2d', 'SAConv2d', 'auto_fp16', 'force_fp32', 'wrap_fp16_model',
     'NonLocal2d', 'GeneralizedAttention']
+
+# %% ../../nbs/layers/00_layers.ipynb #19c86cbe
+from .deformable import ModulatedDeformConv2d
+from .scale_attention import MultiScaleDeformableAttention
+from .transformer import (FFN, BaseTransformerLayer, MultiheadAttention, TransformerLayerSequence, build_transformer,
+                                      build_transformer_layer, build_transformer_layer_sequence)
+
+_all_ = ['ModulatedDeformConv2d', 'MultiScaleDeformableAttention', 'FFN', 'BaseTransformerLayer', 'MultiheadAttention', 'TransformerLayerSequence',
+         'build_transformer', 'build_transformer_layer', 'build_transformer_layer_sequence']

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairwise_iou', 'roi_align', 'roi_align_levels',
            'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks', 'nms_match', 'corner_pool', 'CornerPool',
-           'deform_roi_pool', 'DeformRoIPool', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack']
+           'deform_roi_pool', 'DeformRoIPool', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack', 'point_sample',
+           'multi_scale_deformable_attn']
 
 # %% ../../nbs/ops/00_ops.ipynb #5b4a0786
 from .batched_nms import batched_nms, multiclass_nms, nms_batch
@@ -23,3 +24,9 @@ _all_ = ['nms', 'soft_nms', 'batched_nms', 'multiclass_nms', 'nms_batch', 'pairw
          'roi_align', 'roi_align_levels', 'RoIAlign', 'RoIPool', 'sigmoid_focal_loss', 'paste_masks',
     'nms_match', 'corner_pool', 'CornerPool',
     'deform_roi_pool', 'DeformRoIPool', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack']
+
+# %% ../../nbs/ops/00_ops.ipynb #b036e416
+from .point_sample import point_sample
+from .scale_attention import multi_scale_deformable_attn
+
+_all_ = ['point_sample', 'multi_scale_deformable_attn']

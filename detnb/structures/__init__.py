@@ -7,7 +7,7 @@ __all__ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh
            'bbox_mapping_back', 'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps',
            'stack_ignored', 'stack_padded', 'unstack_padded', 'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks',
            'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result', 'Crops', 'Results',
-           'as_results', 'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
+           'as_results', 'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id', 'DataContainer']
 
 # %% ../../nbs/structures/00_structures.ipynb #d87e8ca8
 from .affine import rotation_matrix, warp_affine
@@ -26,3 +26,8 @@ _all_ = ['bbox2distance', 'bbox2result', 'bbox2roi', 'bbox_area', 'bbox_cxcywh_t
          'bbox_xyxy_to_cxcywh', 'clip_boxes', 'distance2bbox', 'roi2bbox', 'bbox_overlaps', 'stack_ignored', 'stack_padded', 'unstack_padded',
          'BaseInstanceMasks', 'BitmapMasks', 'PolygonMasks', 'rotation_matrix', 'warp_affine', 'DetectionResult', 'InstanceResult', 'as_result',
          'Crops', 'Results', 'as_results', 'INSTANCE_OFFSET', 'PanopticResult', 'id2rgb', 'rgb2id']
+
+# %% ../../nbs/structures/00_structures.ipynb #91f11d3a
+from .data_container import DataContainer
+
+_all_ = ['DataContainer']

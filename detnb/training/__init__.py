@@ -14,7 +14,8 @@ __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBased
            'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook',
            'SyncBuffersHook', 'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook',
            'MMDetWandbHook', 'NeptuneLoggerHook', 'ClearMLLoggerHook', 'DvcliveLoggerHook', 'SegmindLoggerHook',
-           'PaviLoggerHook', 'ProfilerHook', 'MemoryProfilerHook']
+           'PaviLoggerHook', 'ProfilerHook', 'MemoryProfilerHook', 'ProgressBar', 'track_iter_progress',
+           'track_parallel_progress', 'track_progress']
 
 # %% ../../nbs/training/00_training.ipynb #52a5d6cb
 from .checkpoints import CheckpointHook
@@ -54,3 +55,8 @@ _all_ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBasedRu
          'SyncRandomSizeHook', 'YOLOXModeSwitchHook', 'EarlyStoppingHook', 'ClosureHook', 'EmptyCacheHook', 'SyncBuffersHook',
          'TrackerHook', 'TensorboardLoggerHook', 'WandbLoggerHook', 'MlflowLoggerHook', 'MMDetWandbHook',
          'NeptuneLoggerHook', 'ClearMLLoggerHook', 'DvcliveLoggerHook', 'SegmindLoggerHook', 'PaviLoggerHook', 'ProfilerHook', 'MemoryProfilerHook']
+
+# %% ../../nbs/training/00_training.ipynb #c5ec1930
+from .progress_bar import ProgressBar, track_iter_progress, track_parallel_progress, track_progress
+
+_all_ = ['ProgressBar', 'track_iter_progress', 'track_parallel_progress', 'track_progress']
