@@ -9,7 +9,8 @@ __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 's
            'show_heat_maps', 'show_corners', 'show_roi_features', 'show_roi_assignment', 'show_cascade',
            'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors',
            'occluded_recall', 'image_losses', 'top_losses', 'test_robustness', 'summarize', 'complexity',
-           'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes']
+           'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes',
+           'get_model_complexity_info', 'MMDataParallel', 'MMDistributedDataParallel']
 
 # %% ../../nbs/apis/00_apis.ipynb #6e092653
 from .anchors import optimize_anchors
@@ -45,3 +46,9 @@ _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'sho
          'image_losses', 'top_losses',
          'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config',
          'check_data', 'anchor_sizes']
+
+# %% ../../nbs/apis/00_apis.ipynb #1da3d6a5
+from .model_complexity import get_model_complexity_info
+from .parallel import MMDataParallel, MMDistributedDataParallel
+
+_all_ = ['get_model_complexity_info', 'MMDataParallel', 'MMDistributedDataParallel']
