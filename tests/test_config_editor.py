@@ -166,3 +166,172 @@ def test_a_check_is_quick():
         check_config(cfg)
         return time.perf_counter() - start
     assert min(took() for _ in range(3)) < 2
+
+
+# ---- the widget ----
+
+from detnb.widgets import click, edit_config
+from detnb.widgets.config_fields import field, kind_of, read_value
+from detnb.widgets.config_tree import Part, Row
+
+
+@pytest.fixture
+def editor(): return edit_config(Config.fromfile(FASTER))
+
+
+@pytest.mark.parametrize('name', some[::5])
+def test_every_leaf_has_a_field_that_changes_nothing(name):
+    "All parts of a config opened: as many rows as values, and the config is what it was"
+    cfg = Config.fromfile(name)
+    editor, rows = edit_config(cfg), []
+    before = deepcopy(cfg._cfg_dict)
+    def unfold(part):
+        for p in part.parts:
+            if isinstance(p, Row): rows.append(p)
+            else:
+                p.toggle.value = True
+                unfold(p)
+    unfold(editor.root)
+    editor.show()
+    assert same(cfg._cfg_dict, before) and not editor.history.can_undo
+    assert len(rows) == len({r.at for r in rows}) and {at for at, *_ in walk(before)} >= {r.at for r in rows if r.kind != 'python'}
+    assert all(r.field.tooltip == r.at and r.at.replace('.', '-') in r.field._dom_classes and r.field.description == str(r.path[-1]) for r in rows)
+
+
+def test_only_what_is_open_is_made(editor):
+    def count(part): return 1 + sum(count(p) if isinstance(p, Part) else 1 for p in part.parts)
+    closed = count(editor.root)
+    assert closed == 1 + len(editor.cfg._cfg_dict) < 40
+    editor.row('model.backbone.depth')
+    assert closed < count(editor.root) < closed + 40
+
+
+TYPED = [('optimizer.lr', .5, .5), ('model.backbone.depth', 101, 101), ('model.backbone.norm_eval', False, False), ('data_root', 'x/"y"', 'x/"y"'), ('data_root', 'None', None),
+         ('lr_config.step', '[1, 2]', [1, 2]), ('load_from', "'a.pth'", 'a.pth'), ('load_from', "dict(a=1)", dict(a=1)), ('data.train.pipeline.2.img_scale', '(640, 480)', (640, 480)),
+         ('model.neck.type', 'PAFPN', 'PAFPN'), ('model.neck.in_channels', '[256 * 2 ** i for i in range(4)]', [256, 512, 1024, 2048])]
+
+
+@pytest.mark.parametrize('at,typed,value', TYPED)
+def test_a_field_changes_the_config_and_undo_takes_it_back(editor, at, typed, value):
+    before = deepcopy(editor.tree)
+    row = editor.row(at)
+    row.field.value = typed
+    assert same(value_at(editor.cfg._cfg_dict, row.path), value)
+    if same(editor.tree, before): return
+    new = editor.row(at) if not isinstance(value, dict) else None                   # what is a dict now is a part of the tree
+    if new: assert 'detnb-changed' in new.box._dom_classes and new.told.value.startswith('<span style="color:#888">was ')
+    click(editor.undo_button)
+    assert same(editor.tree, before) and 'detnb-changed' not in editor.row(at).box._dom_classes and editor.undo_button.disabled
+
+
+WRONG = [('lr_config.step', '[1, 2', 'no Python value'), ('lr_config.step', 'open("x")', 'not allowed'), ('load_from', 'work/x.pth', 'not defined'), ('optimizer.lr', 'fast', None),
+         ('model.backbone.depth', 'deep', None), ('model.backbone.type', 'ResNot', None), ('load_from', '().__class__', 'not allowed')]
+
+
+@pytest.mark.parametrize('at,typed,word', WRONG)
+def test_what_cannot_be_read_is_told_and_changes_nothing(editor, at, typed, word):
+    before, row = deepcopy(editor.tree), editor.row(at)
+    with pytest.raises(Exception): row.field.value = typed
+    assert same(editor.tree, before) and editor.row(at) is row
+    if word is None: return                                                         # the widget itself refuses, and keeps its old value
+    assert word in row.wrong.value and row.field.value == typed and editor.errors.outputs[0]['output_type'] == 'error'
+    good = row.field.value = '[3]'
+    assert word not in row.wrong.value and editor.errors.outputs == () and value_at(editor.tree, row.path) == [3]
+
+
+def test_code_and_fields_stay_in_step(editor):
+    cfg = editor.cfg
+    lr, classes = editor.row('optimizer.lr'), editor.row('model.roi_head.bbox_head.num_classes')
+    cfg.optimizer.lr = .005
+    cfg.merge_from_dict({'model.roi_head.bbox_head.num_classes': 7})                # gives the config a new dict
+    cfg.lr_config.step.append(20)                                                   # a list tells nobody
+    assert lr.field.value == .02
+    editor.refresh()
+    assert (lr.field.value, classes.field.value, editor.row('lr_config.step').field.value) == (.005, 7, '[8, 11, 20]')
+    cfg.model.neck.start = dict(a=1)
+    del cfg.model.rpn_head
+    cfg.model.backbone.type = 'ResNot'                                              # what no list of choices has
+    editor.refresh()
+    assert editor.row('model.neck.start.a').field.value == 1 and editor.row('model.backbone.type').field.value == 'ResNot'
+    assert "did you mean 'ResNet'" in editor.row('model.backbone.type').wrong.value.replace('&#x27;', "'")
+    with pytest.raises(KeyError, match='model has'): editor.row('model.rpn_head.in_channels')
+    for _ in range(2): editor.undo()
+    assert same(cfg._cfg_dict, Config.fromfile(FASTER)._cfg_dict) and editor.problems == []
+
+
+def test_in_a_notebook_the_fields_follow_each_cell():
+    "What IPython calls after a cell brings the fields up to date, and lets go of an editor that is gone"
+    from IPython.core.interactiveshell import InteractiveShell
+    had = InteractiveShell.initialized()
+    shell = InteractiveShell.instance()
+    try:
+        shell.run_cell(f"from detnb import Config\nfrom detnb.widgets import edit_config\ncfg = Config.fromfile('{FASTER}')\neditor = edit_config(cfg)").raise_error()
+        shell.run_cell('cfg.optimizer.lr = .25').raise_error()
+        editor = shell.user_ns['editor']
+        assert editor.row('optimizer.lr').field.value == .25 and editor.history.can_undo
+    finally:
+        for call in list(shell.events.callbacks['post_run_cell']): shell.events.unregister('post_run_cell', call)
+        if not had: InteractiveShell.clear_instance()
+
+
+def test_problems_stand_by_their_fields(editor):
+    editor.row('model.neck.out_channels').field.value = 128
+    assert 'takes 256 channels and is given 128' in editor.row('model.rpn_head.in_channels').wrong.value
+    assert 'model.rpn_head.in_channels' in editor.told.value and 'detnb-config-problems' in editor.told._dom_classes
+    model = next(p for p in editor.root.parts if p.at == 'model')
+    assert 'detnb-wrong' in model.toggle._dom_classes
+    editor.undo()
+    assert editor.row('model.rpn_head.in_channels').wrong.value == '' and 'nothing wrong' in editor.told.value and 'detnb-wrong' not in model.toggle._dom_classes
+
+
+def test_search(editor):
+    editor.search.value = 'NUM_classes'
+    assert [r.row.at for r in editor.results] == ['model.roi_head.bbox_head.num_classes']
+    editor.search.value = 'coco train2017'
+    assert {'data.train.img_prefix', 'data.train.ann_file'} <= {r.row.at for r in editor.results}
+    editor.results[0].row.field.value = 'other'
+    assert value_at(editor.tree, editor.results[0].path) == 'other'
+    editor.order.value = 'del data.train'                                           # what was found is gone
+    assert all(r.row is None for r in editor.results)
+    editor.search.value = ''
+    assert editor.view.children == (editor.root.box,)
+
+
+def test_orders(editor):
+    editor.order.value = 'model.neck.start_level = 1'
+    editor.order.value = 'data.train.pipeline.2.img_scale.0 = 640'
+    editor.order.value = 'del optimizer.momentum'
+    assert editor.cfg.model.neck.start_level == 1 and editor.cfg.data.train.pipeline[2].img_scale == (640, 800) and 'momentum' not in editor.cfg.optimizer
+    assert editor.order.value == ''
+    for text, word in (('optimiser.lr = 1', "did you mean 'optimizer'"), ('lr', 'an address, ='), ('del seed', 'seed'), ('seed = [', 'no Python value')):
+        before = deepcopy(editor.tree)
+        with pytest.raises(Exception, match=word): editor.order.value = text
+        assert same(editor.tree, before) and editor.order.value == text
+
+
+def test_export_button(editor, tmp_path):
+    editor.row('optimizer.lr').field.value = .01
+    editor.file.value = str(tmp_path/'mine.py')
+    click(editor.export_button)
+    assert same(Config.fromfile(tmp_path/'mine.py')._cfg_dict, editor.tree) and 'mine.py' in editor.said.value
+    editor.row('optimizer.lr').field.value = .02
+    click(editor.export_button)                                                     # its own file it may write again
+    assert (tmp_path/'mine.py').read_text() == f"_base_ = '{FASTER}'\n"
+    (tmp_path/'theirs.py').write_text('a = 1')
+    editor.file.value = str(tmp_path/'theirs.py')
+    with pytest.raises(FileExistsError): click(editor.export_button)
+    assert (tmp_path/'theirs.py').read_text() == 'a = 1' and 'already' in editor.errors.outputs[0]['evalue']
+
+
+def test_without_widgets_there_is_a_tree(editor):
+    editor.cfg.optimizer.lr = .001
+    forms = editor.forms()
+    assert list(forms) == ['application/vnd.jupyter.widget-view+json', 'text/html', 'text/plain']
+    assert '<details open' in forms['text/html'] and '#ffe9a8' in forms['text/html'] and 'nothing wrong' in forms['text/html'] and '1 values changed' in forms['text/plain']
+
+
+def test_configs_without_a_file_and_other_things():
+    editor = edit_config(Config(dict(a=1, b=dict(c=[2]))))
+    editor.row('b.c').field.value = '[3]'
+    assert editor.cfg.b.c == [3] and edit_config(FASTER).cfg.filename
+    with pytest.raises(TypeError, match='takes a Config'): edit_config(dict(a=1))
