@@ -320,7 +320,7 @@ def trained_alike(a, b):
 detnb_command = (sys.executable, '-m', 'detnb.cli.main')
 
 
-def test_c2_test_on_several_gpus(shapes_run, tmp_path):
+def test_C2_test_on_several_gpus(shapes_run, tmp_path):
     "dist_test.sh CONFIG CHECKPOINT GPUS; five images for two processes"
     import pickle
     from detnb.cli.main import main
@@ -335,7 +335,7 @@ def test_c2_test_on_several_gpus(shapes_run, tmp_path):
     assert metrics[0] == metrics[1] and 'bbox_mAP' in metrics[0]
 
 
-def test_d5_two_jobs_on_one_machine(shapes_run, tmp_path):
+def test_D5_two_jobs_on_one_machine(shapes_run, tmp_path):
     "dist_train.sh CONFIG GPUS, twice, with two ports; torchrun itself is the same"
     from detnb.foundation.distributed import free_port
     folder, env = shapes_run
@@ -349,7 +349,7 @@ def test_d5_two_jobs_on_one_machine(shapes_run, tmp_path):
     assert len(list((tmp_path/'b').glob('*.log'))) == 1 and 'bbox_mAP' in logs[-1]         # one process writes
 
 
-def test_d6_two_machines(shapes_run, tmp_path):
+def test_D6_two_machines(shapes_run, tmp_path):
     "NNODES=2 NODE_RANK=0|1 PORT=... MASTER_ADDR=... dist_train.sh CONFIG GPUS, both on this machine"
     from detnb.foundation.distributed import free_port
     folder, env = shapes_run
@@ -367,7 +367,7 @@ SLURM_PROCID=1 SLURM_LOCALID=1 "$@"; wait $first
 '''
 
 
-def test_d7_slurm(shapes_run, tmp_path):
+def test_D7_slurm(shapes_run, tmp_path):
     "GPUS=2 slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR, with a port; what sbatch would run, run by bash with a stand-in for srun"
     from detnb.foundation.distributed import free_port
     folder, env = shapes_run

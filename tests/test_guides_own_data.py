@@ -56,19 +56,19 @@ def cfg(tmp_path):
     DATASETS._module_dict.pop('KittiTinyDataset')
 
 
-def test_e4_a_data_set_of_ones_own(cfg):
+def test_E4_a_data_set_of_ones_own(cfg):
     data = build_dataset(cfg.data.train)
     ann = data.get_ann_info(0)
     assert len(data) == 2 and ann['labels'].tolist() == [0, 1] and ann['bboxes_ignore'].tolist() == [[1, 1, 9, 9]]
 
 
-def test_e5_a_config_edited_by_attribute(cfg):
+def test_E5_a_config_edited_by_attribute(cfg):
     again = Config.fromstring(cfg.pretty_text, '.py')
     assert again.optimizer.lr == .0025 and again.evaluation.metric == 'mAP' and again.data.train.type == 'KittiTinyDataset'
     assert again.lr_config.warmup is None and again.model.bbox_head.num_classes == 3
 
 
-def test_e6_train_and_look_from_a_notebook(cfg, tmp_path):
+def test_E6_train_and_look_from_a_notebook(cfg, tmp_path):
     datasets = [build_dataset(cfg.data.train)]
     model = build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
     model.CLASSES = datasets[0].CLASSES
@@ -84,7 +84,7 @@ def test_e6_train_and_look_from_a_notebook(cfg, tmp_path):
     show_result_pyplot(model, img, result, score_thr=.3)
 
 
-def test_g2_debug_lands_in_the_frame_that_failed(cfg):
+def test_G2_debug_lands_in_the_frame_that_failed(cfg):
     model = build_detector(cfg.model)
     model.CLASSES = ('Car', 'Pedestrian', 'Cyclist')
     try: model.bbox_head([torch.zeros(1, 3, 4, 4)])
@@ -97,13 +97,13 @@ def test_g2_debug_lands_in_the_frame_that_failed(cfg):
     assert any('detnb' in n and 'dense_heads' in n for n in names) and at == len(stack) - 1
 
 
-def test_g1_every_family_stands_in_the_table(project):
+def test_G1_every_family_stands_in_the_table(project):
     page = ''.join(''.join(c['source']) + json.dumps(c.get('outputs', '')) for c in json.loads((project/'nbs'/'explanations'/'10_families.ipynb').read_text())['cells'])
     families = {p.name for p in (project/'detnb'/'configs').iterdir() if p.is_dir()} - {'_base_', 'common', 'demo', '__pycache__'}
     assert not [f for f in families if f not in page]
 
 
-def test_g3_one_network_can_be_read_alone():
+def test_G3_one_network_can_be_read_alone():
     "From a name in a config to the file that holds it, and nothing of another head in it"
     for name, file in (('SSDHead', 'ssd_head.py'), ('RetinaHead', 'retina_head.py'), ('YOLOXHead', 'yolox_head.py')):
         source = Path(inspect.getsourcefile(HEADS.get(name)))
