@@ -184,3 +184,35 @@ def test_publish_and_torchserve_commands(tmp_path, capsys):
     assert main(args) == 0 and main(args) == 1 and '--force' in capsys.readouterr().err and main([*args, '--force']) == 0
     manifest = json.loads(zipfile.ZipFile(tmp_path/'store'/'shapes.mar').read('MAR-INF/MANIFEST.json'))
     assert manifest['model']['modelName'] == 'shapes' and manifest['model']['serializedFile'] == file.name
+
+
+def as_torchserve_loads(archive, folder, batch_size=2):
+    "What a worker of TorchServe does with an archive: unpack it, find the one class of the handler's file, initialize it"
+    import importlib.util, inspect
+    from types import SimpleNamespace
+    zipfile.ZipFile(archive).extractall(folder)
+    manifest = json.loads((folder/'MAR-INF'/'MANIFEST.json').read_text())
+    spec = importlib.util.spec_from_file_location('served_handler', folder/manifest['model']['handler'])
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    (cls,) = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    assert not hasattr(module, 'handle')
+    context = SimpleNamespace(manifest=manifest, system_properties=dict(model_dir=str(folder), gpu_id=None, batch_size=batch_size, server_name='MMS', server_version='0.9.0'))
+    service = cls(); service.initialize(context)
+    return service, context
+
+
+def test_handler_as_torchserve_calls_it(caffe, tmp_path):
+    import base64
+    from detnb.apis import inference_detector, init_detector
+    from detnb.apis.torchserve import mmdet2torchserve
+    archive = mmdet2torchserve(str(caffe/'c.py'), str(caffe/'w.pth'), tmp_path/'store', 'noise', '2.1')
+    assert sorted(zipfile.ZipFile(archive).namelist()) == ['MAR-INF/MANIFEST.json', 'config.py', 'handler.py', 'w.pth']
+    service, context = as_torchserve_loads(archive, tmp_path/'unpacked')
+    assert context.manifest['model'] == dict(modelName='noise', modelVersion='2.1', serializedFile='w.pth', handler='handler.py') and context.manifest['runtime'] == 'python'
+    png = (caffe/'p.png').read_bytes()
+    answers = service.handle([dict(data=bytearray(png)), dict(body=base64.b64encode(png).decode())], context)
+    result = inference_detector(init_detector(str(caffe/'c.py'), str(caffe/'w.pth'), 'cpu'), str(caffe/'p.png'))
+    wanted = sum(int((boxes[:, 4] >= .5).sum()) for boxes in result)
+    assert len(answers) == 2 and answers[0] == answers[1] and len(answers[0]) == wanted > 3
+    assert set(answers[0][0]) == {'class_name', 'bbox', 'score'} and json.loads(json.dumps(answers)) == answers
+    with pytest.raises(Exception, match='picture|image'): service.handle([dict(data=b'no picture')], context)

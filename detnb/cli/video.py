@@ -9,7 +9,7 @@ __all__ = ['EXAMPLES', 'parser', 'run']
 import argparse
 
 from .image import add_detector, detector
-from .main import UsageError, make_parser
+from .main import Slip, UsageError, make_parser
 
 # %% ../../nbs/cli/44_video.ipynb #bcba33e9
 EXAMPLES = '''examples:
@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     "Detect, draw, write"
     if not (args.out or args.show): raise UsageError('say what to do with the frames: --out FILE.mp4 or --show')
     from detnb.apis.video import detect_video
-    results = detect_video(detector(args), args.video, args.out, args.score_thr, args.show, args.wait_time, args.batch_size, args.nvdecode)
+    model = detector(args)
+    try: results = detect_video(model, args.video, args.out, args.score_thr, args.show, args.wait_time, args.batch_size, args.nvdecode)
+    except OSError as e: raise Slip(e) from e
     print(f'{len(results)} frames of {args.video}' + (f', written to {args.out}' if args.out else ''))
     return 0

@@ -9,7 +9,7 @@ __all__ = ['EXAMPLES', 'parser', 'run']
 import argparse
 
 from .image import add_detector, detector
-from .main import make_parser
+from .main import Slip, make_parser
 
 # %% ../../nbs/cli/46_webcam.ipynb #ac2c981b
 EXAMPLES = '''examples:
@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     "Look until somebody has seen enough"
     from detnb.apis.video import detect_stream
     print('Esc or q in the window, or Ctrl-C, ends it')
-    count = detect_stream(detector(args), args.camera_id, args.score_thr, args.out, args.fps, not args.no_show, args.max_frames)
+    model = detector(args)
+    try: count = detect_stream(model, args.camera_id, args.score_thr, args.out, args.fps, not args.no_show, args.max_frames)
+    except OSError as e: raise Slip(e) from e
     print(f'{count} frames' + (f', written to {args.out}' if args.out else ''))
     return 0

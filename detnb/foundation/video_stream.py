@@ -6,7 +6,7 @@
 __all__ = ['VideoWriter', 'camera_address', 'read_stream']
 
 # %% ../../nbs/foundation/66_video_stream.ipynb #3fefcf1b
-import os, sys
+import os, sys, warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -81,4 +81,9 @@ def read_stream(source: int | str | os.PathLike,   # a camera's number, an addre
     with container:
         if not container.streams.video: raise OSError(f'{address} holds no video')
         container.streams.video[0].thread_type = 'AUTO'
-        for frame in container.decode(video=0): yield frame.to_ndarray(format='bgr24')
+        count = 0
+        try:
+            for count, frame in enumerate(container.decode(video=0), 1): yield frame.to_ndarray(format='bgr24')
+        except av.error.FFmpegError as e:                 # what was seen and written before must not be lost with it
+            if not count: raise OSError(f'{address} sends no frames: {e}') from e
+            warnings.warn(f'{address} broke off after {count} frames: {e}')
