@@ -14,13 +14,14 @@ from pathlib import Path
 from .images import quiet
 from .instances import image_size
 from ...foundation.files import dump, list_from_file, load
+from ...foundation.missing import missing_file
 
 # %% ../../../nbs/datasets/converters/35_image_metas.ipynb #c4653e35
 def listed_pictures(ann_file: str | os.PathLike # .csv, .txt, .json or .pkl
                    ) -> list:                   # file names, each once, in the order of the file
     "The pictures that an annotation file names"
     kind = Path(ann_file).suffix
-    if not os.path.isfile(ann_file): raise FileNotFoundError(f'annotation file {str(ann_file)!r} does not exist')
+    if not os.path.isfile(ann_file): raise missing_file(ann_file, 'annotation file')
     if kind == '.csv':
         with open(ann_file, newline='', encoding='utf-8') as f: names = [f'{row[0]}.jpg' for row in list(csv.reader(f))[1:] if row]
     elif kind == '.txt':

@@ -6,9 +6,12 @@
 __all__ = ['via_images', 'via_outline', 'via_to_coco', 'via_category', 'convert_balloon_to_coco']
 
 # %% ../../../nbs/datasets/converters/10_via.ipynb #dac20327
+import os
+
 import numpy as np
 from .instances import image_entry, instance, save_coco
 from ...foundation.files import load
+from ...foundation.missing import missing_file
 
 # %% ../../../nbs/datasets/converters/10_via.ipynb #2685473d
 def via_images(data: dict,  # what a VIA JSON holds
@@ -50,6 +53,7 @@ def via_to_coco(ann_file: str,          # VIA's JSON
     classes, images, annotations = list(classes), [], []
     if len(classes) > 1 and attribute is None:
         raise ValueError(f'{len(classes)} classes, and which is which? Name the region attribute that tells: attribute=...')
+    if not os.path.isfile(ann_file): raise missing_file(ann_file, "the annotator's file")
     for image_id, (file_name, regions) in enumerate(via_images(load(ann_file), str(ann_file))):
         image = image_entry(image_id, file_name, image_prefix, str(ann_file))
         images.append(image)
