@@ -159,6 +159,30 @@ def test_slips_in_a_config_are_told_before_training(place, tmp_path, capsys):
     assert 'no_such.pth' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('launcher, word', [('pytorch', 'detnb dist train CONFIG N'), ('slurm', 'detnb slurm'), ('mpi', 'mpirun')])
+def test_a_launcher_that_did_not_launch(place, tmp_path, launcher, word, capsys, monkeypatch):
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'): monkeypatch.delenv(name, raising=False)
+    assert main(['train', str(place/'tiny.py'), '--work-dir', str(tmp_path), '--launcher', launcher]) == 1
+    said = capsys.readouterr().err
+    assert word in said and 'leave the launcher out' in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize('argv, said', [
+    (['convert', 'via', 'data/balloon/train/via.json', 'o.json', 'p'], '`detnb download --dataset-name balloon --save-dir data/balloon --unzip` fetches it'),
+    (['convert', 'image-metas', 'retinanet/retinanet_r50_fpn_1x_coco.py'], '`detnb download --dataset-name coco2017 --save-dir data/coco --unzip` fetches it'),
+    (['convert', 'cityscapes', 'data/cityscapes'], 'https://www.cityscapes-dataset.com'),
+    (['train', 'retinanet/retinanet_r50_fpn_1x_coco.py', '--device', 'cpu'], '`detnb download --dataset-name coco2017 --save-dir data/coco --unzip` fetches it'),
+    (['test', 'pascal_voc/ssd300_voc0712.py', 'w.pth', '--eval', 'mAP'], '`detnb download --dataset-name voc2007 --save-dir data --unzip` fetches it'),
+    (['analyze', 'results', 'retinanet/retinanet_r50_fpn_1x_coco.py', 'r.pkl', 'o'], '`detnb download --dataset-name coco2017'),
+    (['analyze', 'logs', 'plot_curve', 'a.log.json'], 'training writes <work_dir>/<time>.log.json'),
+    (['torchserve', 'retinanet/retinanet_r50_fpn_1x_coco.py', 'w.pth', '--output-folder', 's'], 'DETNB_CHECKPOINTS')])
+def test_missing_files_are_told_with_what_to_do_next(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); monkeypatch.delenv('MMDET_DATASETS', raising=False)
+    assert main(argv) == 1
+    err = capsys.readouterr().err
+    assert said in err and 'Traceback' not in err and err.startswith('detnb: ')
+
+
 def test_help_of_each_command(capsys):
     for command in COMMANDS:
         assert main([command, '--help']) == 0

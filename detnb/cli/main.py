@@ -10,10 +10,9 @@ __all__ = ['COMMANDS', 'EPILOG', 'SLIPS', 'make_parser', 'add_word', 'top_parser
 import argparse, importlib, os, sys
 
 from ..foundation.config import Config, ConfigError
-from ..foundation.distributed import NotLaunched
 from ..foundation.errors import UnknownName
 from ..foundation.files import DiskFull
-from ..foundation.missing import MissingExtra, PortInUse
+from ..foundation.missing import MissingExtra, NotLaunched, PortInUse
 
 # %% ../../nbs/cli/10_main.ipynb #d9bdc651
 COMMANDS = {
