@@ -319,3 +319,53 @@ def test_wrong_names_are_told():
     with pytest.raises(KeyError, match='StepLrUpdaterHook'): runner.register_lr_hook(dict(policy='stepp', step=[1]))
     with pytest.raises(KeyError, match='EpochBasedRunner'): build_runner(dict(type='EpochBaseRunner', max_epochs=1), dict(model=Line()))
     with pytest.raises(TypeError, match='max_keep_ckpts'): runner.register_checkpoint_hook(dict(interval=1, max_keep_ckpt=2))
+
+
+class Judged(Points):
+    "Points whose evaluations give one score after the other, and are counted"
+    def __init__(self, samples, scores): super().__init__(samples); self.scores, self.asked = list(scores), 0
+    def evaluate(self, results, logger=None, **kw): self.asked += 1; return dict(mAP=self.scores.pop(0))
+
+
+class KillBefore(Hook):
+    "The power goes: an error after the checkpoint, before or after the evaluation"
+    def __init__(self, at, priority): self.at, self.priority = at, priority
+    def after_train_iter(self, runner):
+        if runner.max_epochs is None and runner.iter + 1 == self.at: raise OSError('no power')
+    def after_train_epoch(self, runner):
+        if runner.max_epochs and runner.epoch + 1 == self.at: raise OSError('no power')
+
+
+@pytest.mark.parametrize('kind, end, at', [('EpochBasedRunner', dict(max_epochs=4), 2), ('EpochBasedRunner', dict(max_epochs=4), 4),
+                                           ('IterBasedRunner', dict(max_iters=12), 6), ('IterBasedRunner', dict(max_iters=12), 12)])
+@pytest.mark.parametrize('evaluated', [False, True])
+def test_a_kill_around_an_evaluation_loses_no_best_mark(tmp_path, kind, end, at, evaluated):
+    "An evaluation that the kill came before is made up for; one that the log tells of is not made twice; the best weights are those of a whole run"
+    scores = [.1, .5, .3, .4] if at in (2, 6) else [.1, .2, .3, .5]         # the killed one is the best
+    step, unit = (1, 'epoch') if kind[0] == 'E' else (3, 'iter')
+    n, samples = at // step, points()
+    whole = run(tmp_path/'a', kind, data=Judged(samples, scores), **end)
+    with pytest.raises(OSError, match='no power'):
+        run(tmp_path/'b', kind, hooks=[KillBefore(at, 'LOWEST' if evaluated else 'BELOW_NORMAL')],
+            data=Judged(samples, scores), **end)
+    rest = Judged(samples, scores[n - (not evaluated):])
+    resumed = run(tmp_path/'b', kind, seed=99, resume=find_latest_checkpoint(tmp_path/'b'), data=rest, **end)
+    assert rest.asked == 4 - n + (not evaluated)
+    best = resumed.meta['hook_msgs']
+    assert best['best_score'] == .5 == whole.meta['hook_msgs']['best_score'] and Path(best['best_ckpt']).name == f'best_mAP_{unit}_{at}.pth'
+    weights = [torch.load(tmp_path/x/f'best_mAP_{unit}_{at}.pth', weights_only=True)['state_dict'] for x in 'ab']
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+    same(whole, resumed)
+    told = [r['mAP'] for log in sorted((tmp_path/'b').glob('*.log.json')) for r in map(json.loads, log.read_text().splitlines()) if r.get('mode') == 'val']
+    assert sorted(told) == sorted(scores)
+
+
+def test_a_log_of_an_older_run_does_not_count(tmp_path):
+    "A run anew in the same folder, killed before its second evaluation: the old run's figure of that epoch is not its own"
+    run(tmp_path, data=Judged(points(), [.9, .9, .9, .9]), max_epochs=4)
+    for log in tmp_path.glob('*.log.json'): os.utime(log.rename(tmp_path/'old.log.json'), (1e9, 1e9))
+    with pytest.raises(OSError): run(tmp_path, hooks=[KillBefore(2, 'BELOW_NORMAL')], data=Judged(points(), [.1, .2]), max_epochs=4)
+    new = max(tmp_path.glob('*.log.json'), key=lambda p: p.stat().st_mtime)
+    rest = Judged(points(), [.2, .3, .4])
+    resumed = run(tmp_path, resume=tmp_path/'epoch_2.pth', data=rest, max_epochs=4)
+    assert rest.asked == 3 and resumed.meta['hook_msgs']['best_score'] == .4 and new.exists()

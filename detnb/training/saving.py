@@ -20,6 +20,7 @@ from .state import load_optimizer, pack, point_latest, write_checkpoint
 class SavesAndStops:
     "Writes checkpoints, goes on from them, and ends in between when asked to"
     hooks, _all_dice = (), None
+    resumed_from = None      # the checkpoint that the run went on from; None: it began anew
     resumed_names = None     # names of the tensors in the checkpoint that the run went on from; None: it began anew
     def position(self) -> dict:
         "What is finished: epochs, iterations, and iterations of the epoch that is under way"
@@ -67,7 +68,7 @@ class _Resumes:
         if 'run_state' in ckpt and hasattr(unwrap(self.model), 'load_run_state'): unwrap(self.model).load_run_state(ckpt['run_state'])
         for h in self.hooks:
             if type(h).__name__ in ckpt.get('hook_states', {}): h.load_run_state(ckpt['hook_states'][type(h).__name__])
-        self.resumed_names = set(ckpt.get('state_dict', ckpt))
+        self.resumed_from, self.resumed_names = str(checkpoint), set(ckpt.get('state_dict', ckpt))
         dice, begin = ckpt.get('random_state'), ckpt.get('epoch_random_state')
         rank, world = get_dist_info()
         if len(ckpt.get('random_states', ())) == world: dice, begin = ckpt['random_states'][rank]
