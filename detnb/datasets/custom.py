@@ -103,7 +103,8 @@ def _size(self: CustomDataset, i: int, info: dict) -> tuple:
 @patch
 def _keep(self: CustomDataset, indices) -> None:
     if len(indices) == 0:
-        raise ValueError(f'{self.ann_file}: no image is left to train on ({"; ".join(self.notes) or "it lists none"})')
+        keep = '; filter_empty_gt=False keeps images without boxes' if any('without boxes' in note for note in self.notes) else ''
+        raise ValueError(f'{self.ann_file}: no image is left to train on ({"; ".join(self.notes) or "it lists none"}){keep}')
     self.data_infos = PackedList([self.data_infos[i] for i in indices])
     if self.proposals is not None: self.proposals = PackedList([self.proposals[i] for i in indices])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['view_of', 'draw_offender', 'offenders_picture', 'DataReport']
 
-# %% ../../nbs/datasets/29_data_report.ipynb #2d607dda
+# %% ../../nbs/datasets/29_data_report.ipynb #4b81c5b6
 import base64, html
 from os.path import basename
 import numpy as np
@@ -20,7 +20,7 @@ from ..foundation.errors import suggest
 from ..foundation.files import atomic_write
 from ..foundation.images import imread
 
-# %% ../../nbs/datasets/29_data_report.ipynb #2800df53
+# %% ../../nbs/datasets/29_data_report.ipynb #069fff06
 def view_of(boxes: np.ndarray, size: tuple) -> tuple: # (n, 4) xyxy; (width, height) of the image; left, right, lower and upper limit
     "Which part of an image to show for some boxes"
     boxes = boxes[np.isfinite(boxes).all(1)]
@@ -34,7 +34,7 @@ def draw_offender(ax, table: BoxTable, offender: Offender, title: str = ''): # a
     "What is wrong, on its image"
     i, rows = offender.image, list(offender.rows)
     ax.set(xticks=[], yticks=[])
-    short = lambda text: text if len(text) <= 27 else f'{text[:26]}…'
+    short = lambda text: text if len(text) <= 22 else f'{text[:21]}…'
     ax.set_title('\n'.join(filter(None, [title, basename(table.files[i])[-26:], short(offender.text)])), fontsize=6)
     try: img = imread(table.files[i])
     except OSError:
@@ -55,12 +55,12 @@ def offenders_picture(finding: Finding, tables: list, first: int = 0, most: int 
     "Some offenders of a finding, side by side; None where no image is meant"
     some = [o for o in finding.offenders[first:first + most] if o.image >= 0]
     if not some: return None
-    picture, axes = new_picture(1, most, width, width / most + .25, squeeze=False)
+    picture, axes = new_picture(1, most, width, width / most + .45, squeeze=False)
     for ax in axes.flat[len(some):]: ax.axis('off')
     for ax, o in zip(axes.flat, some): draw_offender(ax, tables[o.table], o)
     return picture
 
-# %% ../../nbs/datasets/29_data_report.ipynb #efaa8435
+# %% ../../nbs/datasets/29_data_report.ipynb #fbd4edc3
 class DataReport:
     "What a data set holds, and what is wrong with it"
     def __init__(self, tables: list, files: list | None = None): # of BoxTable; of PictureFiles, None where they were not read
@@ -96,7 +96,7 @@ class DataReport:
         names = [name(o) if o.image >= 0 else o.text for o in finding.offenders[:most]]
         return ', '.join(names) + (', ...' if len(finding.offenders) > most else '') + '\n      '
 
-# %% ../../nbs/datasets/29_data_report.ipynb #7ce8ac8c
+# %% ../../nbs/datasets/29_data_report.ipynb #fd7ed0bc
 @patch
 def _repr_html_(self: DataReport):
     header, rows = self.rows()
@@ -123,7 +123,7 @@ def save(self: DataReport, path): # .html, or a picture's
     with atomic_write(path) as f: f.write(head + self._repr_html_())
     return path
 
-# %% ../../nbs/datasets/29_data_report.ipynb #83034308
+# %% ../../nbs/datasets/29_data_report.ipynb #3904c0fb
 @patch
 def picture(self: DataReport, most: int = 4, ncols: int = 6, width: float = 7.) -> Picture: # offenders a finding; in a row; inches
     "Pictures of the offenders, faults first and in red"

@@ -7,11 +7,13 @@ __all__ = ['tidy', 'drop_boxes', 'pack_infos', 'read_middle']
 
 # %% ../../nbs/datasets/09_middle.ipynb #fd007174
 import os.path as osp
+from json import JSONDecodeError
+from pickle import UnpicklingError
 import numpy as np
 from .checks import check_boxes
 from .packed import PackedList
 from ..foundation.files import load
-from ..foundation.missing import missing_file
+from ..foundation.missing import missing_file, unreadable
 
 # %% ../../nbs/datasets/09_middle.ipynb #0f460117
 def tidy(info: dict,       # an entry of the middle format
@@ -67,6 +69,7 @@ def pack_infos(infos: list,   # entries in the middle format; without `ann` for 
 def read_middle(ann_file: str) -> list: # .json, .yaml or .pkl
     "Read a list in the middle format"
     if not osp.isfile(ann_file): raise missing_file(ann_file, 'annotation file')
-    infos = load(ann_file)
+    try: infos = load(ann_file)
+    except (JSONDecodeError, EOFError, UnpicklingError) as e: raise unreadable(ann_file, e, 'a list in the middle format') from e
     if isinstance(infos, list): return infos
     raise ValueError(f'{ann_file} holds a {type(infos).__name__}; the middle format is a list with a dict for each image')

@@ -53,5 +53,6 @@ def __getitem__(self: PipelineDataset, idx: int):
             idx = self._rand_another(idx)
     except Exception as e:
         add_note(e, f'image {idx} of {type(self).__name__} {self.ann_file}')
+        if isinstance(e, OSError): add_note(e, '`detnb check-data CONFIG`, or detnb.apis.check_data, lists all files that cannot be read')
         raise
     raise RuntimeError(f'the pipeline refused {tries} images in a row, beginning with image {first} of {self.ann_file}: {self.pipeline}')

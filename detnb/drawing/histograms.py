@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['class_picture', 'size_picture', 'count_picture']
 
-# %% ../../nbs/drawing/55_histograms.ipynb #1704e5f0
+# %% ../../nbs/drawing/55_histograms.ipynb #fa1ad5ad
 import numpy as np
 from .picture import Picture, new_picture
 
-# %% ../../nbs/drawing/55_histograms.ipynb #bbfec9fe
+# %% ../../nbs/drawing/55_histograms.ipynb #900f256a
 def class_picture(counts: dict,    # part of the data (train, val ...) -> (C,) boxes of each class
                   classes,         # C names
                   most: int = 40,  # so many classes; where there are more, half of them the commonest, half the rarest
@@ -32,10 +32,10 @@ def class_picture(counts: dict,    # part of the data (train, val ...) -> (C,) b
     ax.invert_yaxis(); ax.margins(x=.08, y=.01); ax.tick_params(axis='x', labelsize=7)
     if len(order) < table.shape[1]: ax.set_title(f'{len(order) - most // 2} commonest and {most // 2} rarest of {table.shape[1]} classes',
                                                  fontsize=8)
-    ax.legend(fontsize=7, loc='lower right')
+    picture.legend(fontsize=7, loc='outside upper center', ncols=len(table), frameon=False)
     return picture
 
-# %% ../../nbs/drawing/55_histograms.ipynb #d19b020c
+# %% ../../nbs/drawing/55_histograms.ipynb #2475e4ad
 def size_picture(sizes: np.ndarray,      # (N, 2) widths and heights, pixels
                  anchors=None,           # (K, 2) widths and heights, pixels
                  limits=(32, 96),        # where small ends and large begins, pixels
@@ -62,7 +62,7 @@ def size_picture(sizes: np.ndarray,      # (N, 2) widths and heights, pixels
     if len(known): right.legend(fontsize=7)
     return picture
 
-# %% ../../nbs/drawing/55_histograms.ipynb #47e67741
+# %% ../../nbs/drawing/55_histograms.ipynb #6a9ef879
 def count_picture(counts: dict,          # part of the data -> (I,) boxes on each image
                   width: float = 5.) -> Picture: # inches
     "How many boxes stand on an image"
@@ -75,6 +75,5 @@ def count_picture(counts: dict,          # part of the data -> (I,) boxes on eac
                 label=f'{name}: {len(c)} images, {empty} of them without boxes')
         ax.hist(c, bins, weights=share, color=f'C{p}', histtype='step')
     ax.set_xlabel('boxes on an image', fontsize=8); ax.set_ylabel('% of the images', fontsize=8); ax.tick_params(labelsize=7)
-    if counts: ax.legend(fontsize=7)
-    ax.margins(y=.25)
+    if counts: picture.legend(fontsize=7, loc='outside upper center', ncols=2, frameon=False)
     return picture

@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'DETECTION_METRICS', 'PROPOSAL_METRICS', 'read_coco', 'COC
 import contextlib, io, json, os
 import numpy as np
 from pycocotools.coco import COCO as _COCO
-from ..foundation.missing import missing_file
+from ..foundation.missing import missing_file, unreadable
 
 # %% ../../nbs/evaluation/60_coco.ipynb #e48d722e
 def read_coco(ann_file, # path of a COCO JSON
@@ -19,10 +19,12 @@ def read_coco(ann_file, # path of a COCO JSON
     try:
         with open(ann_file, 'rb') as f: data = json.loads(f.read())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'annotation file {str(ann_file)!r} is not JSON: {e}') from e
+        raise unreadable(ann_file, e, 'JSON') from e
     if not isinstance(data, dict): raise ValueError(f'annotation file {str(ann_file)!r} holds a {type(data).__name__}; COCO JSON is an object')
     lacks = [key for key in ('images', 'categories') if not isinstance(data.get(key), list)]
-    if lacks: raise ValueError(f'annotation file {str(ann_file)!r} lacks the list {" and ".join(lacks)}; it has {", ".join(data) or "nothing"}')
+    has = ', '.join(data) or 'nothing'
+    if lacks: raise ValueError(f'annotation file {str(ann_file)!r} lacks the list {" and ".join(lacks)}; it has {has}. A COCO file has the lists '
+                               'images, annotations and categories; `detnb convert` writes one from other formats')
     return data
 
 # %% ../../nbs/evaluation/60_coco.ipynb #51dde59f
