@@ -25,7 +25,8 @@ def check_names(classes, # the dataset's CLASSES
     each = '; '.join(f'{c!r}{suggest(c, names, 1).replace("; ", ": ")}' for c in missing[:5])
     more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     has = ', '.join(map(repr, list(names)[:12])) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
-    raise ValueError(f'classes that {where} does not have ({len(missing)} of {len(classes)}): {each}{more}. It has {has or "no category"}. '
+    end = '' if each.endswith('?') and not more else '.'
+    raise ValueError(f'classes that {where} does not have ({len(missing)} of {len(classes)}): {each}{more}{end} It has {has or "no category"}. '
                      'Give the names of the file as classes=(...) in each of data.train, data.val and data.test')
 
 # %% ../../nbs/datasets/25_checks.ipynb #49f26241
