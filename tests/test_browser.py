@@ -1,9 +1,10 @@
 """What a person sees: JupyterLab in a headless Chromium opens notebooks, runs them, and uses their widgets
 
 Runs where Chromium is installed, with `pip install ".[dev,browser]"`. DETNB_SCREENSHOTS names a folder that keeps the pages as pictures."""
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+import os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 root = Path(__file__).resolve().parent.parent
@@ -44,44 +45,82 @@ def browser():
         opened.close()
 
 
+READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
+              .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)"""
+SHOW = """css => { const nb = window.jupyterapp.shell.currentWidget.content, found = nb.widgets.findIndex(c => c.node.querySelector(css));
+          if (found < 0) return false; nb.activeCellIndex = found; nb.scrollToItem(found, 'center'); return true }"""
+
+
+class Page:
+    "A notebook in JupyterLab"
+    def __init__(self, page): self.page = page
+    def open(self, address):
+        self.page.goto(address)
+        self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
+        self.page.wait_for_function(READY, timeout=90_000)
+
+    def run_all(self, seconds=300):
+        "Run all cells; with `seconds=0` without waiting for them"
+        self.page.evaluate("() => { window.ran = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true }) }")
+        if seconds: self.ended(seconds)
+
+    def ended(self, seconds=300):
+        self.page.wait_for_function('() => window.ran', timeout=seconds * 1000)
+        assert self.page.evaluate(ERRORS) == []
+
+    def widget(self, css, seconds=60):
+        "A widget, scrolled into view: JupyterLab draws a cell when it is looked at"
+        self.page.wait_for_function(SHOW, arg=css, timeout=seconds * 1000)
+        found = self.page.locator(css).first
+        found.wait_for(timeout=30_000)
+        return found
+
+    def until(self, condition, arg=None, seconds=60):
+        "Wait until a condition of the page (JavaScript) holds"
+        self.page.wait_for_function(condition, arg=arg, timeout=seconds * 1000)
+
+
 @pytest.fixture
-def notebook(lab, browser, request):
-    "Opens a notebook and runs all its cells -> the page"
+def lab_page(lab, browser, request):
+    "Opens a notebook of the project, or one made of cells -> its `Page`"
     address, folder = lab
-    page = browser.new_page(viewport=dict(width=1200, height=2000))
-    def run(path, seconds=240):
-        name = Path(path).name
-        shutil.copy(root/'nbs'/path, folder/name)
-        page.goto(address.format(name))
-        page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
-        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)
-        page.evaluate("() => { window.ran = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true }) }")
-        page.wait_for_function('() => window.ran', timeout=seconds * 1000)
-        outputs = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').flatMap(c => c.model.outputs.toJSON())")
-        assert not [f"{o['ename']}: {o['evalue']}" for o in outputs if o['output_type'] == 'error']
+    page = Page(browser.new_page(viewport=dict(width=1200, height=1600)))
+    def opened(source):
+        name = f'{request.node.name}.ipynb'
+        if isinstance(source, str): shutil.copy(root/'nbs'/source, folder/name)
+        else:
+            kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))     # or JupyterLab asks which
+            nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(s) for s in source]), folder/name)
+        page.open(address.format(name))
         return page
-    yield run
+    yield opened
     keep = os.environ.get('DETNB_SCREENSHOTS')
-    if keep: page.screenshot(path=str(Path(keep)/f'{request.node.name}.png'))
-    page.evaluate("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.shutdown()")
-    page.close()
+    if keep: page.page.screenshot(path=str(Path(keep)/f'{request.node.name}.png'))
+    page.page.evaluate('() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.shutdown()')
+    page.page.close()
 
 
-def into_view(page, css):
-    "Scroll a widget into the page; JupyterLab renders the cells that are seen"
-    index = page.evaluate("""css => { const nb = window.jupyterapp.shell.currentWidget.content; const cells = nb.widgets;
-        return cells.findIndex(c => c.model.type === 'code' && c.model.outputs.toJSON().some(o => o.data && o.data['application/vnd.jupyter.widget-view+json']) && (c.node.querySelector(css) || true) && (c.node.querySelector(css) !== null)) }""", css)
-    if index >= 0: page.evaluate("i => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = i; return nb.scrollToItem ? nb.scrollToItem(i, 'start') : null }", index)
-    found = page.locator(css).first
-    found.wait_for(state='attached', timeout=30_000)
-    found.scroll_into_view_if_needed()
-    return found
-
-
-def test_square(notebook):
-    page = notebook('widgets/10_events.ipynb')
-    image = into_view(page, '.jupyter-widgets img')
-    before = image.get_attribute('src')
-    page.locator('.noUi-handle').last.focus()
-    page.keyboard.press('ArrowLeft')
-    page.wait_for_function("b => [...document.querySelectorAll('.jupyter-widgets img, img.jupyter-widgets')].every(i => i.src !== b)", arg=before)
+def test_stop_and_resume_a_training(lab_page):
+    "The stop button is heard while the cell trains; resume goes on"
+    cells = ["""from detnb.apis.demo import shapes_config
+cfg = shapes_config('run', num_train=8, num_val=4)
+cfg.merge_from_dict({'model.backbone.base_channels': 16, 'model.neck.in_channels': [32, 64, 128], 'model.neck.out_channels': 16, 'model.bbox_head.in_channels': 16,
+                     'model.bbox_head.feat_channels': 16, 'model.bbox_head.stacked_convs': 1, 'runner.max_epochs': 2000, 'data.samples_per_gpu': 4, 'evaluation.interval': 50})""",
+             'from detnb.widgets import train_panel\npanel = train_panel(cfg)', "print('the next cell ran')"]
+    lab = lab_page(cells)
+    lab.run_all(seconds=0)
+    lab.widget('.detnb-training-panel', 120)
+    says = "words => document.querySelector('.detnb-training-panel').innerText.includes(words)"
+    lab.until(says, 'iteration 1', 120)
+    lab.page.get_by_role('button', name='stop').click()
+    lab.until(says, 'stopped at iteration')
+    lab.ended()
+    before = lab.page.locator('.detnb-training-panel').inner_text()
+    lab.page.get_by_role('button', name='resume').click()
+    lab.until(says, ' left')
+    lab.page.get_by_role('button', name='stop').click()
+    lab.until(says, 'stopped at iteration')
+    after = lab.page.locator('.detnb-training-panel').inner_text()
+    at = [int(re.search(r'stopped at iteration (\d+)', text)[1]) for text in (before, after)]
+    assert at[1] > at[0], (before, after)
