@@ -124,3 +124,24 @@ cfg.merge_from_dict({'model.backbone.base_channels': 16, 'model.neck.in_channels
     after = lab.page.locator('.detnb-training-panel').inner_text()
     at = [int(re.search(r'stopped at iteration (\d+)', text)[1]) for text in (before, after)]
     assert at[1] > at[0], (before, after)
+
+
+def test_edit_a_field_of_a_config(lab_page):
+    "A field that is typed into changes the config, is marked, checked, and undone"
+    lab = lab_page(["from detnb import Config\nfrom detnb.widgets import edit_config\ncfg = Config.fromfile('retinanet/retinanet_r18_fpn_1x_coco.py')\nedit_config(cfg)"])
+    lab.run_all()
+    lab.widget('.detnb-config-editor')
+    editor = lab.page.locator('.detnb-config-editor')
+    editor.get_by_placeholder('search keys and values').fill('num_classes')
+    field = lab.page.locator('.detnb-config-editor .model-bbox_head-num_classes input').first
+    field.wait_for()
+    says = "words => document.querySelector('.detnb-config-editor').innerText.includes(words)"
+    lab.until(says, '0 values different from the file')
+    field.fill('7'); field.press('Enter')
+    lab.until(says, '1 value different from the file')
+    lab.until("words => document.querySelector('.detnb-config-problems').innerText.includes(words)", 'num_classes')      # 80 names of classes
+    assert lab.page.locator('.detnb-config-editor .detnb-changed').count() >= 1
+    lab.page.screenshot(path=str(Path(os.environ['DETNB_SCREENSHOTS'])/'edited.png')) if os.environ.get('DETNB_SCREENSHOTS') else None
+    editor.get_by_role('button', name='undo').click()
+    lab.until(says, '0 values different from the file')
+    assert field.input_value() == '80'
