@@ -167,6 +167,12 @@ def test_a_launcher_that_did_not_launch(place, tmp_path, launcher, word, capsys,
     assert word in said and 'leave the launcher out' in said and 'Traceback' not in said
 
 
+def test_what_is_left_out_is_told_in_a_line(place, tmp_path, capsys):
+    assert main(['train', str(place/'tiny.py'), '--work-dir', str(tmp_path), '--cfg-options', 'runner.type=IPUEpochBasedRunner']) == 1
+    said = capsys.readouterr().err
+    assert 'IPUEpochBasedRunner is not in detnb' in said and 'put EpochBasedRunner in its place' in said and 'Traceback' not in said
+
+
 @pytest.mark.parametrize('argv, said', [
     (['convert', 'via', 'data/balloon/train/via.json', 'o.json', 'p'], '`detnb download --dataset-name balloon --save-dir data/balloon --unzip` fetches it'),
     (['convert', 'image-metas', 'retinanet/retinanet_r50_fpn_1x_coco.py'], '`detnb download --dataset-name coco2017 --save-dir data/coco --unzip` fetches it'),

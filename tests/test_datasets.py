@@ -299,3 +299,17 @@ def test_num_classes_of_real_detectors(tmp_path):
         cfg.model.roi_head.bbox_head.num_classes = 2
         check_classes(build_detector(cfg.model), ds, cfg)
         check_classes(build_detector(Config.fromfile('rpn/rpn_r50_fpn_1x_coco.py').model), ds)
+
+
+def test_an_annotation_with_id_0_is_told(tmp_path):
+    "pycocotools takes its number for 'no match'; ours counts it, and the summary says that figures will differ"
+    import json
+    from detnb.datasets import CocoDataset
+    def of(first):
+        data = dict(images=[dict(id=1, file_name='a.jpg', width=40, height=30)], categories=[dict(id=1, name='a')],
+                    annotations=[dict(id=first + i, image_id=1, category_id=1, bbox=[2 + 12 * i, 2, 10, 10], area=100, iscrowd=0) for i in range(2)])
+        (tmp_path/f'{first}.json').write_text(json.dumps(data))
+        return CocoDataset(str(tmp_path/f'{first}.json'), [], classes=('a',), test_mode=True)
+    found = [[np.array([[2, 2, 12, 12, .9], [14, 2, 24, 12, .8]], np.float32)]]
+    assert 'id 0' in ' '.join(of(0).notes) and not of(1).notes
+    assert of(0).evaluate(found, logger='silent')['bbox_mAP'] == of(1).evaluate(found, logger='silent')['bbox_mAP'] == 1

@@ -113,3 +113,18 @@ def average_buffers(rank=None):
 def test_buffers_of_two_processes():
     from detnb.training.launch import launch
     assert launch(average_buffers, 2)[0] == ([.5, .5], 7)
+
+
+@pytest.mark.parametrize('kind', ['HOOKS', 'RUNNERS', 'OPTIMIZERS', 'OPTIMIZER_BUILDERS', 'DATASETS', 'PIPELINES'])
+def test_every_name_of_mmdetection_is_there_or_told(kind, project):
+    "figures/registered.json has the names; those left out on purpose say why"
+    from detnb import datasets, training
+    from detnb.foundation.errors import Absent
+    from detnb.training.absent import ABSENT
+    registry = getattr(training, kind, None) or getattr(datasets, kind)
+    names = json.loads((project/'tests'/'figures'/'registered.json').read_text())[kind]
+    assert len(names) >= 2 and [n for n in names if n not in registry and n != 'Optimizer'] == []       # torch's base class, of no use
+    left_out = [n for n in names if n in ABSENT.get(registry, ())]
+    assert left_out == dict(HOOKS=['IPUFp16OptimizerHook', 'RFSearchHook'], RUNNERS=['IPUEpochBasedRunner', 'IPUIterBasedRunner']).get(kind, [])
+    for name in left_out:
+        with pytest.raises(Absent, match=f'{name} is not in detnb: .{{30}}'): registry.build(dict(type=name))

@@ -10,7 +10,7 @@ __all__ = ['COMMANDS', 'EPILOG', 'SLIPS', 'make_parser', 'add_word', 'top_parser
 import argparse, importlib, os, sys
 
 from ..foundation.config import Config, ConfigError
-from ..foundation.errors import UnknownName
+from ..foundation.errors import Absent, UnknownName
 from ..foundation.files import DiskFull
 from ..foundation.missing import MissingExtra, NotLaunched, PortInUse
 
@@ -73,7 +73,7 @@ def top_parser() -> argparse.ArgumentParser:
 class Slip(Exception):
     "What is wrong in a user's files; a command raises it from the error that its function gave"
 
-SLIPS = (FileNotFoundError, UnknownName, ConfigError, Slip, MissingExtra, NotLaunched, PortInUse, DiskFull)
+SLIPS = (FileNotFoundError, Absent, UnknownName, ConfigError, Slip, MissingExtra, NotLaunched, PortInUse, DiskFull)
 
 class UsageError(ValueError):
     "Arguments that argparse accepts, but that make no sense"

@@ -71,4 +71,8 @@ def pack_coco(data: dict,    # what a COCO JSON holds
     packed = PackedAnnotations(np.array(rows, int)[keep], boxes[keep], np.array(labels, int)[keep], crowd[keep], len(images),
                                [anns[i].get('segmentation') for i in keep])
     left_out = (len(anns) - len(keep), 'boxes without area or thinner than a pixel'), (strays, 'boxes of images it does not list')
-    return packed, present, [f'{n} {what} left out' for n, what in left_out if n]
+    notes = [f'{n} {what} left out' for n, what in left_out if n]
+    if any(a['id'] == 0 for a in anns):
+        notes.append('an annotation has id 0, which the COCO API, and so MMDetection, counts as never found; here it counts like the others: '
+                     'number from 1 to compare figures')
+    return packed, present, notes

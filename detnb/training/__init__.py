@@ -18,6 +18,7 @@ __all__ = ['HOOKS', 'Hook', 'get_priority', 'RUNNERS', 'BaseRunner', 'EpochBased
            'track_parallel_progress', 'track_progress']
 
 # %% ../../nbs/training/00_training.ipynb #52a5d6cb
+from . import absent as _absent # registers the names that are left out
 from .checkpoints import CheckpointHook
 from .checks import ClosureHook, DistSamplerSeedHook, EmptyCacheHook, NumClassCheckHook, SetEpochInfoHook, SyncBuffersHook
 from .device import to_device
