@@ -271,3 +271,38 @@ def test_the_stop_button_of_the_kernel(kernel, tmp_path):
     browser.listen(lambda: browser.text().startswith('failed before it began: UnknownName'))
     browser.listen(lambda: any(s.get('_model_name') == 'OutputModel' and s.get('outputs') for s in browser.states.values()))
     assert "did you mean 'SGD'" in str([s['outputs'] for s in browser.states.values() if s.get('_model_name') == 'OutputModel'])
+
+
+def test_the_learning_rate_finder_leaves_no_trace(tmp_path):
+    from detnb.apis import find_lr
+    from detnb.apis.train import build_for_training
+    from detnb.training import build_optimizer
+    from detnb.training.seeds import random_state
+    cfg = small_config(tmp_path)
+    model, dataset = build_for_training(cfg)
+    optimizer, batch = build_optimizer(model, cfg.optimizer), torch.randn(2, 3, 64, 64)
+    model.eval()
+    sum(f.mean() for f in model.extract_feat(batch)).backward()
+    optimizer.step()                                                      # so that it has a state, and the weights have gradients
+    def trace(): return dict(weights=model.state_dict(), grads={k: p.grad for k, p in model.named_parameters() if p.grad is not None},
+                             steps={k: s['exp_avg'] for k, s in enumerate(optimizer.state.values())}, dice=dict(torch=random_state()['torch']))
+    before = {k: {n: t.clone() for n, t in v.items()} for k, v in trace().items()}
+    python, numpy, text, training = random_state()['python'], random_state()['numpy'], cfg.pretty_text, model.training
+    sweep = find_lr(cfg, model, dataset, low=1e-4, high=100., num=20)
+    for kind, values in trace().items(): assert equal(before[kind], values), kind
+    assert random_state()['python'] == python and torch.equal(random_state()['numpy'][1], numpy[1]) and random_state()['numpy'][2:] == numpy[2:]
+    assert cfg.pretty_text == text and model.training == training and optimizer.param_groups[0]['lr'] == cfg.optimizer.lr
+    assert 3 < len(sweep.losses) <= 20 and len(sweep.lrs) == len(sweep.losses) == len(sweep.smooth)
+    assert sweep.lrs[0] == pytest.approx(1e-4) and sweep.picture().array().std() > 0
+    again = find_lr(cfg, model, dataset, low=1e-4, high=100., num=20)
+    assert (again.losses == sweep.losses).all()
+
+
+def test_where_the_loss_is_no_number_at_once(tmp_path):
+    from detnb.apis import find_lr
+    from detnb.apis.train import build_for_training
+    from detnb.training import InvalidLossError
+    cfg = small_config(tmp_path)
+    model, dataset = build_for_training(cfg)
+    with torch.no_grad(): model.bbox_head.retina_cls.weight.fill_(float('nan'))
+    with pytest.raises(InvalidLossError, match='the rate is not at fault'): find_lr(cfg, model, dataset)

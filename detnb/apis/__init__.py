@@ -9,7 +9,7 @@ __all__ = ['init_detector', 'inference_detector', 'async_inference_detector', 's
            'show_heat_maps', 'show_corners', 'show_roi_features', 'show_roi_assignment', 'show_cascade',
            'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors',
            'occluded_recall', 'image_losses', 'top_losses', 'test_robustness', 'summarize', 'complexity',
-           'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes',
+           'measure_speed', 'optimize_anchors', 'check_config', 'check_data', 'anchor_sizes', 'find_lr',
            'get_model_complexity_info', 'MMDataParallel', 'MMDistributedDataParallel']
 
 # %% ../../nbs/apis/00_apis.ipynb #6e092653
@@ -22,6 +22,7 @@ from .downloads import download_dataset
 from .error_files import analyze_errors, occluded_recall
 from .inference import inference_detector, init_detector, show_result_pyplot
 from .inside import show_anchors, views
+from .lr_finder import find_lr
 from .inside_assignment import show_assignment
 from .inside_heat_maps import show_corners, show_heat_maps
 from .inside_reasons import explain_assignment
@@ -45,10 +46,10 @@ _all_ = ['init_detector', 'inference_detector', 'async_inference_detector', 'sho
          'detect_frames', 'detect_stream', 'detect_video', 'download_dataset', 'Predictions', 'analyze_errors', 'occluded_recall',
          'image_losses', 'top_losses',
          'test_robustness', 'summarize', 'complexity', 'measure_speed', 'optimize_anchors', 'check_config',
-         'check_data', 'anchor_sizes']
+         'check_data', 'anchor_sizes', 'find_lr']
 
 # %% ../../nbs/apis/00_apis.ipynb #1da3d6a5
 from .model_complexity import get_model_complexity_info
 from .parallel import MMDataParallel, MMDistributedDataParallel
 
-_all_ = ['get_model_complexity_info', 'MMDataParallel', 'MMDistributedDataParallel']
+_all_ = ['get_model_complexity_info', 'MMDataParallel', 'MMDistributedDataParallel', 'find_lr']

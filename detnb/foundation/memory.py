@@ -60,9 +60,10 @@ def drop_outputs(shell: Any) -> list[str]: # their names
     gone = [n for n, value in list(out.items()) if holds_tensor(value)]
     for n in gone:
         del out[n]
-        space.pop(f'_{n}', None)
+        for names in (space, shell.user_ns_hidden): names.pop(f'_{n}', None)
     for name in ('_', '__', '___'):
-        if holds_tensor(space.get(name)): space[name] = ''
+        for names in (space, shell.user_ns_hidden):
+            if holds_tensor(names.get(name)): names[name] = ''
         if holds_tensor(getattr(shell.displayhook, name, None)): setattr(shell.displayhook, name, '')
     return [f'Out[{n}]' for n in gone]
 
