@@ -56,7 +56,8 @@ class LRSweep:
         picture, ax = new_picture(width=width, height=width * .55)
         ax.plot(self.lrs, self.losses, color='.75', lw=1, label='each batch')
         ax.plot(self.lrs, self.smooth, color='C0', lw=2, label='running mean')
-        if self.suggestion: ax.plot(self.suggestion, np.interp(self.suggestion, self.lrs, self.smooth), 'o', color='C3', label=f'{self.suggestion:.1e}')
+        at = self.suggestion
+        if at: ax.plot(at, np.interp(at, self.lrs, self.smooth), 'o', color='C3', label=f'{at:.1e}')
         low, high = self.smooth.min(), self.smooth[0]
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=(low - .15 * abs(high - low) - .02, high + .6 * abs(high - low) + .05))
         ax.grid(alpha=.3)
