@@ -136,7 +136,9 @@ def package_of(name: str) -> str: # such as 'mmdet.core' of 'mmdet.core.bbox'
 
 def offered(module: types.ModuleType) -> list[str]:
     "The names that a module of detnb has for others"
-    return [n for n in getattr(module, '__all__', None) or dir(module) if not n.startswith('_')]
+    named = set(getattr(module, '__all__', ()))
+    ours = {n for n in dir(module) if str(getattr(getattr(module, n), '__module__', '')).startswith('detnb.')}
+    return sorted(n for n in named | ours if not n.startswith('_'))
 
 def at_home(package: str, name: str) -> int: # length of the place that the name is defined in, 0 where none is
     "How near an old package is to where a name really lives"
@@ -150,7 +152,8 @@ def missing(home: str, name: str) -> str:
     if advice: return f'{told}: {advice}'
     others = [p for p in PACKAGES if p != 'mmdet' and importlib.import_module(p).found(name) is not None]
     if others: return f'{told}; {max(others, key=lambda p: at_home(p, name))}.{name} is'
-    near = suggest(name, {*importlib.import_module(home).public(), *(m[len(home) + 1:] for m in PLACES if m.startswith(home + '.'))})
+    names, modules = importlib.import_module(home).public(), [m[len(home) + 1:] for m in PLACES if m.startswith(home + '.')]
+    near = suggest(name, modules + names if name.islower() else names + modules)
     if near: return told + near
     everywhere = {f'{p}.{n}' for p in PACKAGES if p != 'mmdet' for n in importlib.import_module(p).public()}
     close = suggest(name, {full.rpartition('.')[2] for full in everywhere})
