@@ -10,7 +10,7 @@ from collections import OrderedDict
 import numpy as np
 from fastcore.basics import patch
 from .builder import DATASETS
-from .coco import CocoDataset
+from .coco import CocoDataset, known_metrics
 from .coco_file import column
 from ..evaluation.class_names import LVIS_V05_CLASSES, LVIS_V1_CLASSES
 from ..evaluation.coco_records import results2records
@@ -47,9 +47,7 @@ def evaluate(self: LVISV05Dataset,
              proposal_nums=(100, 300, 1000), iou_thrs=None, # at most so many proposals an image; overlaps, None: 0.5, 0.55, ..., 0.95
             ) -> OrderedDict:
     "LVIS's figures of a detector's results"
-    metrics = [metric] if isinstance(metric, str) else list(metric)
-    wrong = [m for m in metrics if m not in ('bbox', 'segm', 'proposal', 'proposal_fast')]
-    if wrong: raise KeyError(f'metric {wrong[0]!r} is not supported: bbox, segm, proposal or proposal_fast')
+    metrics = known_metrics(metric)
     records, out = results2records(results, self._ids(), self.cat_ids), OrderedDict()
     if jsonfile_prefix: self.results2json(results, jsonfile_prefix)
     for m in metrics:
