@@ -30,7 +30,8 @@ from .events import Live, attach, show_error
 
 # %% ../../nbs/widgets/32_config_editor.ipynb #d55c7d7f
 STYLE = '''<style>.detnb-config-editor .detnb-changed {background: #ffe9a8} .detnb-config-editor .detnb-wrong {border-left: 4px solid #c00}
-.detnb-config-editor .widget-toggle-button {text-align: left}</style>'''
+.detnb-config-editor .widget-toggle-button {text-align: left}
+.detnb-config-editor .widget-vbox > * {flex: 0 0 auto}</style>'''      # a long tree scrolls; its rows do not shrink
 
 class ConfigEditor(Live):
     "See `edit_config`"
