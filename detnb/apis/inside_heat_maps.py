@@ -75,8 +75,9 @@ def show_heat_maps(model,       # a detector with `cfg`
     heats = [m.max(0) if label is None else m[label] for m in maps[kind]]
     most = max(float(h.max()) for h in heats) or 1.
     picture, axes = panels(look, len(heats), width)
-    titles = ['top left corners', 'bottom right corners'] if kind == 'corners' else [f'level {l}: {kind}' for l in range(len(heats))]
+    titles = ['top left corners', 'bottom right corners'] if kind == 'corners' else [f'level {l}' for l in range(len(heats))]
     for ax, heat, title in zip(axes, heats, titles): lay_over(ax, look, heat / most, f'{title}, up to {heat.max():.2f}')
+    axes[0].set_ylabel(kind, fontsize=9)
     return picture
 
 # %% ../../nbs/apis/43_inside_heat_maps.ipynb #aa1ef1ed
