@@ -112,7 +112,7 @@ def test_examples_are_accepted(name):
     shown = list(examples(parser.epilog))
     assert shown, f'detnb {name}: no example that begins with detnb'
     for line in shown:
-        words = shlex.split(line)
+        words = shlex.split(line.split(' && ')[0])
         words = words[words.index('detnb') + 1:]
         assert words[:len(name.split())] == name.split() or name in ('', 'train'), line
         importlib.import_module(f'detnb.cli.{words[0].replace("-", "_")}').parser().parse_args(words[1:])
