@@ -145,3 +145,17 @@ def test_edit_a_field_of_a_config(lab_page):
     editor.get_by_role('button', name='undo').click()
     lab.until(says, '0 values different from the file')
     assert field.input_value() == '80'
+
+
+def test_move_the_slider_of_the_explorer(lab_page):
+    "A tutorial from top to bottom; a higher least score changes the picture and the counts"
+    lab = lab_page('tutorials/70_what_your_detector_gets_wrong.ipynb')
+    lab.run_all(seconds=420)
+    lab.widget('.detnb-explorer')
+    picture = "() => document.querySelector('.detnb-explorer img').src"
+    before, text = lab.page.evaluate(picture), lab.page.locator('.detnb-explorer').inner_text()
+    slider = lab.page.locator('.detnb-explorer .widget-hslider:has-text("score") .noUi-handle').first
+    slider.focus()
+    for _ in range(8): lab.page.keyboard.press('ArrowRight')
+    lab.until("before => document.querySelector('.detnb-explorer img').src !== before", before)
+    assert lab.page.locator('.detnb-explorer').inner_text() != text
