@@ -10,7 +10,7 @@ __all__ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', '
            'InstanceFigures', 'evaluate_instances', 'mask_overlaps', 'imagenet_det_classes', 'imagenet_vid_classes',
            'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes', 'objects365v2_classes',
            'confusion_matrix', 'row_shares', 'class_sizes', 'ErrorFigures', 'error_analysis', 'best_and_worst',
-           'image_scores', 'fit_anchors', 'robustness_summary', 'Matched', 'Pairs', 'PrecisionRecall',
+           'image_scores', 'Comparison', 'fit_anchors', 'robustness_summary', 'Matched', 'Pairs', 'PrecisionRecall',
            'precision_recall', 'Tide', 'tide']
 
 # %% ../../nbs/evaluation/00_evaluation.ipynb #eddb4876
@@ -34,6 +34,7 @@ from .image_scores import best_and_worst, image_scores
 from .matching import Matched, Pairs
 from .precision_recall import PrecisionRecall, precision_recall
 from .tide import Tide, tide
+from .compare import Comparison
 from .anchor_fit import fit_anchors
 from .robustness import robustness_summary
 
@@ -44,4 +45,4 @@ _all_ = ['get_classes', 'coco_classes', 'voc_classes', 'cityscapes_classes', 'wi
          'PanopticFigures', 'match_segments', 'LVISFigures', 'evaluate_lvis', 'InstanceFigures', 'evaluate_instances', 'mask_overlaps',
          'imagenet_det_classes', 'imagenet_vid_classes', 'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes',
          'objects365v2_classes', 'confusion_matrix', 'row_shares', 'class_sizes', 'ErrorFigures', 'error_analysis', 'best_and_worst', 'image_scores',
-         'fit_anchors', 'robustness_summary', 'Matched', 'Pairs', 'PrecisionRecall', 'precision_recall', 'Tide', 'tide']
+         'Comparison', 'fit_anchors', 'robustness_summary', 'Matched', 'Pairs', 'PrecisionRecall', 'precision_recall', 'Tide', 'tide']
