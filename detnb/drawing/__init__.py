@@ -7,9 +7,9 @@ __all__ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palett
            'rgb_of', 'Picture', 'image_picture', 'new_picture', 'rgb', 'show_image', 'draw_bboxes', 'draw_labels',
            'draw_masks', 'label_texts', 'mask_arrays', 'detection_picture', 'draw_detections', 'imshow_det_bboxes',
            'imshow_gt_det_bboxes', 'show_result', 'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log',
-           'draw_sample', 'result_sheet', 'show_grid', 'show_samples', 'COCO_PANOPTIC_PALETTE', 'draw_panoptic',
-           'compare_runs', 'comparison_picture', 'page_pixels', 'thumbnail', 'train_times', 'matrix_picture',
-           'cost_picture', 'pr_picture', 'class_picture', 'count_picture', 'size_picture', 'imshow']
+           'draw_sample', 'result_sheet', 'show_grid', 'show_samples', 'comparison_picture', 'page_pixels', 'thumbnail',
+           'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'train_times', 'matrix_picture', 'cost_picture',
+           'pr_picture', 'class_picture', 'count_picture', 'size_picture', 'imshow']
 
 # %% ../../nbs/drawing/00_drawing.ipynb #76001a0d
 from .palette import (CITYSCAPES_PALETTE, COCO_PALETTE, VOC_PALETTE, distinct_palette, get_palette, palette_val, readable_on, rgb_of)
@@ -31,7 +31,8 @@ _all_ = ['CITYSCAPES_PALETTE', 'COCO_PALETTE', 'VOC_PALETTE', 'distinct_palette'
          'draw_bboxes', 'draw_labels', 'draw_masks', 'label_texts', 'mask_arrays',
          'detection_picture', 'draw_detections', 'imshow_det_bboxes', 'imshow_gt_det_bboxes', 'show_result',
          'class_ap_bars', 'loss_curves', 'metric_curves', 'read_log', 'draw_sample', 'result_sheet', 'show_grid', 'show_samples',
-         'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'comparison_picture', 'page_pixels', 'thumbnail', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture',
+         'comparison_picture', 'page_pixels', 'thumbnail',
+         'COCO_PANOPTIC_PALETTE', 'draw_panoptic', 'compare_runs', 'train_times', 'matrix_picture', 'cost_picture', 'pr_picture',
          'class_picture', 'count_picture', 'size_picture']
 
 # %% ../../nbs/drawing/00_drawing.ipynb #6e074a63

@@ -13,4 +13,5 @@ from .events import Live, attach, click
 from .explorer import Explorer, draw_explorer, explore
 from .training_panel import TrainingPanel, draw_panel, train_panel
 
-_all_ = ['Live', 'attach', 'click', 'Explorer', 'draw_explorer', 'explore', 'TrainingPanel', 'draw_panel', 'train_panel', 'edit_config', 'DataBrowser']
+_all_ = ['Live', 'attach', 'click', 'Explorer', 'draw_explorer', 'explore',
+         'TrainingPanel', 'draw_panel', 'train_panel', 'edit_config', 'DataBrowser']
