@@ -1,11 +1,12 @@
 "Each family as a whole, made small: it trains on odd batches, tests with and without augmentation, and a batch is nothing but its images"
-import copy
+import asyncio, copy
 
 import numpy as np, pytest, torch
 from golden import compare_detections, compare_masks, ellipses, fill, grid_proposals, picture, shipped, without_weights
 from test_golden import PENDING, types
 
 from detnb import Config, Registry, layers, models, ops
+from detnb.apis import async_inference_detector, inference_detector
 from detnb.models import build_detector, targets
 from detnb.structures.results import encode_mask
 from detnb.training.optimizer import build_optimizer
@@ -198,6 +199,23 @@ def test_tests(family):
         result, = model(img=[v[0] for v in versions], img_metas=[v[1] for v in versions], return_loss=False, rescale=True)
     boxes, _ = check_result(model, result, dict(ori_shape=(n // 2, n // 2)))
     assert sum(map(len, boxes)) > 0
+
+
+@pytest.mark.parametrize('name', [n for n in REPRESENTATIVES if n.split('/')[0] in 'mask_rcnn cascade_rcnn rpn retinanet ssd htc panoptic_fpn cornernet yolox yolo fcos'.split()
+                                  and not any(w in n for w in ('c4', 'ascend', 'ssdlite', 'mobilenetv2'))])
+def test_asynchronous(name):
+    "Two who ask at once share a batch"
+    cfg = small(name); n = side(cfg)
+    for step in walk(cfg.data.test.pipeline):
+        if step.get('type') == 'MultiScaleFlipAug': step.flip = False
+        if 'img_scale' in step: step.img_scale = n, n
+        if step.get('type') == 'Resize': step.keep_ratio = False
+    model = ready(cfg); model.cfg = cfg
+    pictures = [np.roll(picture(n, n), 30 * i, 1) for i in range(2)]
+    async def together(): return await asyncio.gather(*[async_inference_detector(model, p) for p in pictures])
+    for one, other in zip(asyncio.run(together()), inference_detector(model, pictures), strict=True):
+        if isinstance(other, dict): assert np.array_equal(one['pan_results'], other['pan_results'])
+        else: assert len(other.scores) > 2 and np.array_equal(one.scores, other.scores) and np.array_equal(one.boxes, other.boxes)
 
 
 def test_a_batch_is_its_images(family):
