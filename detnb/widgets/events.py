@@ -60,7 +60,8 @@ class Live:
 
     def forms(self) -> dict: # MIME type -> content
         "Everything that a cell's output holds"
-        mime, data = self.picture().encoded()
+        picture = self.picture()          # it stands in for the widget, so it may be rougher than a picture of its own
+        mime, data = ('image/jpeg', picture.jpeg(quality=60, max_width=600)) if picture.is_photo else picture.encoded()
         view = dict(version_major=2, version_minor=0, model_id=self.box.model_id)
         return {'application/vnd.jupyter.widget-view+json': view, mime: base64.b64encode(data).decode(), 'text/plain': repr(self)}
 
