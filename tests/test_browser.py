@@ -111,17 +111,18 @@ cfg.merge_from_dict({'model.backbone.base_channels': 16, 'model.neck.in_channels
     lab = lab_page(cells)
     lab.run_all(seconds=0)
     lab.widget('.detnb-training-panel', 120)
+    panel = lab.page.locator('.detnb-training-panel')
     says = "words => document.querySelector('.detnb-training-panel').innerText.includes(words)"
     lab.until(says, 'iteration 1', 120)
-    lab.page.get_by_role('button', name='stop').click()
+    panel.get_by_role('button', name='stop').click()
     lab.until(says, 'stopped at iteration')
     lab.ended()
-    before = lab.page.locator('.detnb-training-panel').inner_text()
-    lab.page.get_by_role('button', name='resume').click()
+    before = panel.inner_text()
+    panel.get_by_role('button', name='resume').click()
     lab.until(says, ' left')
-    lab.page.get_by_role('button', name='stop').click()
+    panel.get_by_role('button', name='stop').click()
     lab.until(says, 'stopped at iteration')
-    after = lab.page.locator('.detnb-training-panel').inner_text()
+    after = panel.inner_text()
     at = [int(re.search(r'stopped at iteration (\d+)', text)[1]) for text in (before, after)]
     assert at[1] > at[0], (before, after)
 
