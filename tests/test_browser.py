@@ -22,7 +22,7 @@ def lab(tmp_path_factory):
     for name in ('config', 'data', 'runtime', 'settings', 'workspaces', 'notebooks'): (home/name).mkdir()
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = {**os.environ, 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_DATA_DIR': str(home/'data'), 'JUPYTER_RUNTIME_DIR': str(home/'runtime'),
-           'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'), 'PYTHONPATH': str(root)}
+           'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'), 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--expose-app-in-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--ip=127.0.0.1',
                '--IdentityProvider.token=once', f'--ServerApp.root_dir={home/"notebooks"}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     log = open(home/'log', 'w')
