@@ -147,6 +147,15 @@ def test_wrong_arguments(argv, code, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('content,told', [(b'broken', 'it is no checkpoint'), (b'PK' + bytes(200), 'cannot read'), (b'', 'cannot read')])
+def test_a_file_that_is_no_checkpoint_is_told_in_a_line(place, tmp_path, capsys, content, told):
+    (tmp_path/'x.pth').write_bytes(content)
+    picture = next((place/'val').glob('*.jpg'))
+    assert main(['image', str(picture), str(place/'tiny.py'), str(tmp_path/'x.pth'), '--device', 'cpu', '--out-file', str(tmp_path/'o.jpg')]) == 1
+    said = capsys.readouterr().err
+    assert told in said and 'x.pth' in said and 'Traceback' not in said, said
+
+
 def test_slips_in_a_config_are_told_before_training(place, tmp_path, capsys):
     config = ['train', str(place/'tiny.py'), '--work-dir', str(tmp_path), '--cfg-options']
     assert main([*config, 'data.train.type=CocoDatset']) == 1

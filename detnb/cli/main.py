@@ -12,6 +12,7 @@ import argparse, importlib, os, sys
 from ..foundation.config import Config, ConfigError
 from ..foundation.errors import Absent, UnknownName
 from ..foundation.files import DiskFull
+from ..foundation.locate import CheckpointError
 from ..foundation.missing import MissingExtra, NotLaunched, PortInUse
 
 # %% ../../nbs/cli/10_main.ipynb #d9bdc651
@@ -73,7 +74,7 @@ def top_parser() -> argparse.ArgumentParser:
 class Slip(Exception):
     "What is wrong in a user's files; a command raises it from the error that its function gave"
 
-SLIPS = (FileNotFoundError, Absent, UnknownName, ConfigError, Slip, MissingExtra, NotLaunched, PortInUse, DiskFull)
+SLIPS = (FileNotFoundError, Absent, UnknownName, ConfigError, CheckpointError, Slip, MissingExtra, NotLaunched, PortInUse, DiskFull)
 
 class UsageError(ValueError):
     "Arguments that argparse accepts, but that make no sense"
