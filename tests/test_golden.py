@@ -1,5 +1,6 @@
 "Every shipped config has MMDetection's values and builds its state_dict; one detector a family gives its figures"
 import json, os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -95,15 +96,29 @@ def test_masks_notice_a_difference():
     assert compare_masks(boxes, [[np.roll(m, 3, 1) for m in masks[0]]], want, (100, 140)) == ['2 of the 2 best masks differ']
 
 
+def hold(what, family, names):
+    "What check.py says of a family: None where it has no figures, else the finished process"
+    held = [p for p in zoo if what == 'configs' or p.startswith(family + '/') and not types(load(p)._cfg_dict.model) & PENDING]
+    if what == 'outputs': held = [p for p in held if (full/'outputs'/f'{p[:-3].replace("/", "__")}.json').exists()]
+    if not held: return None
+    names.write_text('\n'.join(held))      # as a pattern, rpn/ would be in cascade_rpn/ too
+    return subprocess.run([sys.executable, str(full/'check.py'), what, '--list', str(names)], capture_output=True, text=True, cwd=root,
+                          env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))      # as the figures were made: see compare_detections
+
+
+@pytest.fixture(scope='module')
+def held(request, tmp_path_factory):
+    "Every family that is asked for, one to a core"
+    folder = tmp_path_factory.mktemp('names')
+    wanted = [tuple(item.callspec.params[k] for k in ('what', 'family')) for item in request.session.items if item.name.startswith('test_full_figures[')]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()) as pool:
+        yield {key: pool.submit(hold, *key, folder/f'{n}') for n, key in enumerate(wanted)}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.skipif(not full.exists(), reason='the full figures lie in ../shared/golden only')
 @pytest.mark.parametrize('what,family', [('configs', '')] + [('outputs', f) for f in FAMILIES])
-def test_full_figures(what, family, tmp_path):
-    names = tmp_path/'names'
-    held = [p for p in zoo if what == 'configs' or p.startswith(family + '/') and not types(load(p)._cfg_dict.model) & PENDING]
-    if not held: pytest.skip(f'{family}: its parts are in PENDING')
-    if what == 'outputs': held = [p for p in held if (full/'outputs'/f'{p[:-3].replace("/", "__")}.json').exists()]
-    if not held: pytest.skip(f'{family}: there are no figures of what its buildable configs compute')
-    names.write_text('\n'.join(held))      # as a pattern, rpn/ would be in cascade_rpn/ too
-    done = subprocess.run([sys.executable, str(full/'check.py'), what, '--list', str(names)], capture_output=True, text=True, cwd=root,
-                          env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1'))      # as the figures were made: see compare_detections
+def test_full_figures(what, family, held):
+    done = held[what, family].result()
+    if done is None: pytest.skip(f'{family}: there are no figures of what its configs compute')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
