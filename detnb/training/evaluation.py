@@ -178,7 +178,8 @@ def _make_up(self, runner) -> None:
     (current, self.owed), main, metrics = (self.owed, None), get_dist_info()[0] == 0, None
     if main:
         checkpoint = Path(runner.resumed_from)
-        since = checkpoint.stat().st_mtime if checkpoint.exists() else math.inf
+        # a run that ends early logs its evaluation and then saves once more: its log may be a little older than its checkpoint
+        since = checkpoint.stat().st_mtime - 60 if checkpoint.exists() else math.inf
         metrics = recorded([checkpoint.resolve().parent, *filter(None, [runner.work_dir])], since, current, self.by_epoch)
     metrics = broadcast(metrics)
     if metrics is not None: return self.keep_best(runner, metrics, current) if main and self.save_best else None
