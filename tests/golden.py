@@ -32,9 +32,13 @@ OUTPUTS = '''faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py fast_rcnn/fast_rcnn_r50_
     empirical_attention/faster_rcnn_r50_fpn_attention_0010_1x_coco.py'''.split()
 
 
+def files():
+    "Every file of configs, the shared parts too; nbdev_export leaves empty `__init__.py` beside them"
+    return [p for p in configs.rglob('*.py') if p.name != '__init__.py']
+
 def shipped():
     "Every detector config of the package by its path (the files in `_base_` and `common` are parts)"
-    return sorted(p.relative_to(configs).as_posix() for p in configs.rglob('*.py') if p.relative_to(configs).parts[0] not in ('_base_', 'common', 'demo'))
+    return sorted(p.relative_to(configs).as_posix() for p in files() if p.relative_to(configs).parts[0] not in ('_base_', 'common', 'demo'))
 
 
 # --- what a config says

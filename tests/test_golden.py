@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from golden import check_outputs, compare_masks, configs, ellipses, figures, shipped, structure_hash, values_hash, without_weights
+from golden import check_outputs, compare_masks, ellipses, figures, files, shipped, structure_hash, values_hash, without_weights
 
 from detnb.structures.results import encode_mask
 
@@ -41,7 +41,7 @@ def test_values():
 
 def test_parts_say_their_values():
     "Every file under configs/ loads, the shared parts too"
-    for path in configs.rglob('*.py'): assert len(load(str(path))), path
+    for path in files(): assert len(load(str(path))), path
 
 
 def figures_of(model):

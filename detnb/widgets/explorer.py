@@ -56,7 +56,7 @@ class Explorer(Live):
         self.thumbnails, self.selection, self.busy, self.large = {}, None, False, len(comparison.names) > 8
         slider = lambda value, name: w.FloatSlider(value, min=0., max=1., step=.01, description=name, continuous_update=False)
         self.score, self.nms = slider(comparison.score_thr, 'score'), slider(comparison.nms_thr, 'nms')
-        self.only = w.Dropdown(options=[('all classes', None), *((str(n), i) for i, n in enumerate(comparison.names))], description='class')
+        self.only = w.Dropdown(options=[('all classes', -1), *((str(n), i) for i, n in enumerate(comparison.names))], description='class')
         self.order = w.Dropdown(options=list(orders_of(comparison, orders)), value='error', description='sort by')
         self.page = w.IntSlider(1, min=1, max=1, description='page', continuous_update=False)
         self.truth = w.Checkbox(True, description='truth', indent=False)
@@ -108,10 +108,14 @@ def select(self: Explorer, selection: Any): # see `chosen`; the same again selec
     self.selection = None if selection == self.selection else selection
     self.choose()
 
+@patch(as_prop=True)
+def only_class(self: Explorer): # an index, or None for all; a menu whose value is None looks empty
+    return self.only.value if self.only.value >= 0 else None
+
 @patch
 def choose(self: Explorer):
     "Find the images, begin with their first page"
-    self.indices = chosen(self.c, orders_of(self.c, self.given)[self.order.value], self.selection, self.only.value).tolist()
+    self.indices = chosen(self.c, orders_of(self.c, self.given)[self.order.value], self.selection, self.only_class).tolist()
     self.busy, self.page.max = True, max(-(-len(self.indices) // self.per_page), 1)
     self.page.value, self.busy = 1, False
     self.draw()
@@ -122,7 +126,7 @@ def now(self: Explorer) -> str:
     "What is looked at, in words"
     s, names = self.selection, [*map(str, self.c.names), 'background']
     which = 'images' if s is None else f'images with: {s}' if isinstance(s, str) else f'images with {names[s[0]]} taken for {names[s[1]]}'
-    only = f', class {self.c.names[self.only.value]}' if self.only.value is not None else ''
+    only = f', class {self.c.names[self.only_class]}' if self.only_class is not None else ''
     at = f'score {self.score.value:.2f}' + (f', NMS {self.nms.value:.2f}' if self.nms.value < 1 else '')
     return f'{len(self.indices)} {which}{only}, {at}, sorted by {self.order.value}; page {self.page.value} of {self.page.max}'
 
@@ -130,7 +134,7 @@ def now(self: Explorer) -> str:
 def pixels(self: Explorer) -> np.ndarray: # (H, W, 3) uint8, RGB
     "The images of the page"
     first = (self.page.value - 1) * self.per_page
-    return draw_page(self.c, self.indices[first:first + self.per_page], self.thumbnails, self.titles, self.truth.value, self.only.value)
+    return draw_page(self.c, self.indices[first:first + self.per_page], self.thumbnails, self.titles, self.truth.value, self.only_class)
 
 @patch
 def draw(self: Explorer):
