@@ -307,7 +307,7 @@ def started(env, *command, **more):
 
 def ended(*processes):
     said = [p.communicate(timeout=280)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), '\n\n'.join(said)[-4000:]
+    assert [p.returncode for p in processes] == [0] * len(processes), '\n\n'.join(s[-4000:] for p, s in zip(processes, said) if p.returncode)
     return said
 
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'EPILOG', 'SLIPS', 'make_parser', 'add_word', 'top_parser', 'Slip', 'UsageError', 'told', 'main',
-           'read_config', 'add_config_options', 'add_run_options', 'apply_device', 'join']
+           'read_config', 'add_config_options', 'add_run_options', 'apply_device', 'joined']
 
 # %% ../../nbs/cli/10_main.ipynb #c89f5769
-import argparse, importlib, os, sys
+import argparse, contextlib, importlib, os, sys
+from collections.abc import Iterator
 
 from ..foundation.config import Config, ConfigError
 from ..foundation.errors import Absent, UnknownName
@@ -133,14 +134,19 @@ def apply_device(args: argparse.Namespace, cfg: Config) -> None:
     cfg.gpu_ids = [(args.gpu_ids or [args.gpu_id])[0]]
     if args.device: cfg.device = args.device
 
-def join(args: argparse.Namespace, cfg: Config) -> bool:
-    "Join the other processes, if there are any, as dist_params say; returns whether"
-    if args.launcher == 'none': return False
+@contextlib.contextmanager
+def joined(args: argparse.Namespace, cfg: Config) -> Iterator[bool]:
+    "With the other processes, if there are any, as dist_params say; gives whether there are"
+    if args.launcher == 'none':
+        yield False
+        return
     from detnb.foundation.distributed import init_dist
     params = dict(cfg.get('dist_params') or {})
     if str(args.device or cfg.get('device') or '').startswith('cpu'): params['backend'] = 'gloo'
     init_dist(args.launcher, **params)
-    return True
+    yield True
+    from torch.distributed import destroy_process_group
+    destroy_process_group()      # its threads would outlive Python and, now and then, abort a run that is done; after an error nobody waits for them
 
 # %% ../../nbs/cli/10_main.ipynb #51a28ade
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(importlib.import_module('detnb.cli.main').main())

@@ -10,7 +10,7 @@ import argparse, time
 from pathlib import Path
 from typing import Any
 
-from .main import UsageError, add_run_options, apply_device, join, make_parser, read_config
+from .main import UsageError, add_run_options, apply_device, joined, make_parser, read_config
 from ..foundation.config import Config, DictAction
 from ..evaluation.saved_results import FORMATS, dump_results
 from ..foundation.files import dump
@@ -110,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
     from detnb.foundation.distributed import get_dist_info
     from detnb.foundation.environment import setup_multi_processes
     setup_multi_processes(cfg)
-    distributed = join(args, cfg)
-    dataset = test_set(cfg)
-    loader = build_dataloader(dataset, **loader_args(cfg, 'test', dist=distributed, shuffle=False))
-    model = load_model(args, cfg, dataset)
-    if distributed: results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)
-    else: results = single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr)
-    if get_dist_info()[0] == 0: report(args, cfg, dataset, results)
+    with joined(args, cfg) as distributed:
+        dataset = test_set(cfg)
+        loader = build_dataloader(dataset, **loader_args(cfg, 'test', dist=distributed, shuffle=False))
+        model = load_model(args, cfg, dataset)
+        if distributed: results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)
+        else: results = single_gpu_test(model, loader, args.show, args.show_dir, args.show_score_thr)
+        if get_dist_info()[0] == 0: report(args, cfg, dataset, results)
     return 0

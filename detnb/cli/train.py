@@ -9,7 +9,7 @@ __all__ = ['EXAMPLES', 'parser', 'apply', 'datasets_of', 'run']
 import argparse, time
 from pathlib import Path
 
-from .main import add_run_options, apply_device, join, make_parser, read_config
+from .main import add_run_options, apply_device, joined, make_parser, read_config
 from ..foundation.config import Config, DictAction
 
 # %% ../../nbs/cli/20_train.ipynb #f2b881b3
@@ -72,17 +72,17 @@ def run(args: argparse.Namespace) -> int:
     from detnb.models.builder import build_detector
     from detnb.training.seeds import set_random_seed
     setup_multi_processes(cfg)
-    distributed = join(args, cfg)
-    rank = get_dist_info()[0]
-    if args.seed is not None: cfg.seed = args.seed
-    set_random_seed(choose_seed(cfg) + rank * args.diff_seed, args.deterministic)
-    timestamp = time.strftime('%Y%m%d_%H%M%S')
-    if rank == 0:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        cfg.dump(str(Path(cfg.work_dir)/Path(args.config).name))
-    datasets = datasets_of(cfg)
-    model = build_detector(cfg.model, cfg.get('train_cfg'), cfg.get('test_cfg'))
-    model.CLASSES = datasets[0].CLASSES
-    if not resume_path(cfg): model.init_weights()
-    train_detector(model, datasets, cfg, distributed, not args.no_validate, timestamp)
+    with joined(args, cfg) as distributed:
+        rank = get_dist_info()[0]
+        if args.seed is not None: cfg.seed = args.seed
+        set_random_seed(choose_seed(cfg) + rank * args.diff_seed, args.deterministic)
+        timestamp = time.strftime('%Y%m%d_%H%M%S')
+        if rank == 0:
+            Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+            cfg.dump(str(Path(cfg.work_dir)/Path(args.config).name))
+        datasets = datasets_of(cfg)
+        model = build_detector(cfg.model, cfg.get('train_cfg'), cfg.get('test_cfg'))
+        model.CLASSES = datasets[0].CLASSES
+        if not resume_path(cfg): model.init_weights()
+        train_detector(model, datasets, cfg, distributed, not args.no_validate, timestamp)
     return 0
