@@ -8,6 +8,7 @@ from PIL import Image
 
 from detnb import Config
 from detnb.apis.predictions import Predictions, test_dataset as dataset_of
+from detnb.datasets import ConcatDataset, RepeatDataset
 from detnb.datasets.shapes import CLASSES, make_shapes
 from detnb.drawing.comparison import page_pixels, thumbnail
 from detnb.evaluation import Comparison, Matched, confusion_matrix
@@ -84,6 +85,36 @@ def test_many_results_compare_themselves(shapes):
     c = as_results(shapes.results, files, CLASSES).compare(shapes.truth)
     assert c.counts() == Comparison(shapes.pairs(), shapes.names).counts()
     assert len(explore(c).indices) == 25 and c._repr_jpeg_()[:2] == b'\xff\xd8'
+
+
+def test_wrapped_data_sets_are_explored(shapes):
+    ds, results = shapes.dataset, shapes.results
+    wrapped = Predictions(ConcatDataset([RepeatDataset(ds, 2), ds]), results * 3)
+    e, plain = explore(wrapped), explore(shapes)
+    assert {k: v // 3 for k, v in e.c.counts().items()} == plain.c.counts() and len(e.indices) == 75
+    assert e.titles[60] == plain.titles[10] == ds.data_infos[10]['filename'] and e.c.images[60] == plain.c.images[10]
+    assert (wrapped.draw_image(60, show=False) == shapes.draw_image(10, show=False)).all()
+    assert wrapped.show([30, 60]).axes[0].get_title() == shapes.show([5, 10]).axes[0].get_title()
+    assert wrapped.extremes(topk=2)['bad'][0][1:] == shapes.extremes(topk=2)['bad'][0][1:]
+    assert len(wrapped.report().parts) == len(shapes.report().parts)
+    with pytest.raises(TypeError, match='a ConcatDataset is made of other datasets, and this analysis needs one COCO file'): wrapped.sizes()
+
+
+def test_one_rule_for_a_score_at_the_threshold():
+    box = np.array([[10, 10, 30, 30, .5]], np.float32)
+    result = as_result([box], np.full((60, 80, 3), 90, np.uint8), ('a',))
+    for thr, n in ((0., 1), (.4, 1), (.5, 0)):                          # more than the threshold; at 0 all
+        c = result.compare(box[:, :4], [0], score_thr=thr)
+        assert [len(result.filter(thr).scores), c.counts()['hit'], c.matched.right.sum(), Matched(c.pairs, .5, thr).right.sum(),
+                len(result.picture(thr).axes[0].texts)] == [n] * 5
+
+
+def test_a_crowd_keeps_the_labels_of_the_surest():
+    drawn = lambda *n: page_pixels([thumbnail(np.full((60, 80, 3), 255, np.uint8))], [([[10, 20, 60, 50]] * len(n), ['hit'] * len(n), [f'x 0.{i}' for i in n])])
+    assert (drawn(9, 8) != drawn(9)).any() and (drawn(*[9] * 30) == drawn(*[9] * 40)).all()
+    one = Comparison(Pairs([dict(scores=[.6, .9], labels=[0, 0], shapes=np.array([[0., 0, 9, 9], [1, 0, 9, 9]]))],
+                           [dict(labels=[], shapes=np.zeros((0, 4)), crowd=[])], 1), ['a'])
+    assert one.marks(0)[2] == ['a 0.90', 'a 0.60']
 
 
 def test_a_mark_stays_in_its_image():

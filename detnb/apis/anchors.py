@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.builder import build_dataset
+from ..datasets.wrappers import image_info
 from ..drawing.analysis import anchor_picture
 from ..drawing.picture import Picture
 from ..evaluation.anchor_fit import fit_anchors, scaled_sizes
@@ -23,7 +24,7 @@ def box_sizes(dataset) -> tuple: # a dataset; widths and heights (N, 2) of its b
     "Sizes of all boxes of a dataset, in pixels of their images"
     sizes, shapes = [np.zeros((0, 2))], [np.zeros((0, 2))]
     for i in range(len(dataset)):
-        boxes, info = np.asarray(dataset.get_ann_info(i)['bboxes'], float).reshape(-1, 4), dataset.data_infos[i]
+        boxes, info = np.asarray(dataset.get_ann_info(i)['bboxes'], float).reshape(-1, 4), image_info(dataset, i)
         sizes.append(boxes[:, 2:] - boxes[:, :2])
         shapes.append(np.tile([info['width'], info['height']], (len(boxes), 1)))
     return np.concatenate(sizes), np.concatenate(shapes)

@@ -9,6 +9,7 @@ __all__ = ['FindsMistakes', 'crop']
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from ..datasets.wrappers import image_file, source_of
 from ..drawing.boxes import draw_bboxes
 from ..drawing.detections import draw_detections
 from ..drawing.mistakes import cost_picture, pr_picture
@@ -29,11 +30,14 @@ class FindsMistakes:
         if iou_type not in ('bbox', 'segm'): raise ValueError(f"iou_type must be 'bbox' or 'segm', not {iou_type!r}")
         if iou_type not in made:
             results = [r.get('ins_results', r) if isinstance(r, dict) else r for r in self.results] if iou_type == 'segm' else self.boxes
-            if hasattr(ds, 'coco'): truth = [there_in_coco(ds.coco, info['id'], ds.cat_ids, iou_type) for info in ds.data_infos]
-            elif iou_type == 'segm': raise TypeError(f'a {type(ds).__name__} has no COCO file, whose masks are needed')
-            else: truth = [there_in(ann, len(self.names)) for ann in self.truth]
+            truth = [self._there(*source_of(ds, i), iou_type) for i in range(len(ds))]
             made[iou_type] = Pairs([found_in(r, iou_type == 'segm') for r in results], truth, len(self.names))
         return made[iou_type]
+
+    def _there(self, plain, i, iou_type):
+        if hasattr(plain, 'coco'): return there_in_coco(plain.coco, plain.data_infos[i]['id'], plain.cat_ids, iou_type)
+        if iou_type == 'segm': raise TypeError(f'a {type(plain).__name__} has no COCO file, whose masks are needed')
+        return there_in(plain.get_ann_info(i), len(self.names))
 
     def misses(self, score_thr: float = .3,  # what scores less does not count
                iou_thr: float = .5,          # least overlap of a detection and the object that it finds
@@ -79,10 +83,6 @@ def crop(img, boxes,        # path; (n, 4) what must be seen
 
 # %% ../../nbs/apis/51_mistakes.ipynb #d4f92003
 @patch
-def _file(self: FindsMistakes, i) -> str:
-    return str(Path(self.dataset.img_prefix or '')/self.dataset.data_infos[int(i)]['filename'])
-
-@patch
 def examples(self: FindsMistakes,
              kind: str,     # 'Cls', 'Loc', 'Both', 'Dupe', 'Bkg' or 'Miss'
              k: int = 8,    # at most so many
@@ -96,7 +96,7 @@ def examples(self: FindsMistakes,
     some = np.flatnonzero(t.overlooked if kind == 'Miss' else t.kind == kind)
     some = some[np.argsort(-(area if kind == 'Miss' else p.score)[some], kind='stable')][:k]
     image, own = (p.gt_image, p.gt_boxes) if kind == 'Miss' else (p.image, p.boxes)
-    cuts = [crop(self._file(image[i]), np.vstack([own[i], p.gt_boxes[p.gt[p.det == i]] if kind != 'Miss' else own[i]])) for i in some]
+    cuts = [crop(image_file(self.dataset, int(image[i])), np.vstack([own[i], p.gt_boxes[p.gt[p.det == i]] if kind != 'Miss' else own[i]])) for i in some]
     named = lambda i: f'{self.names[p.label[i]]} {p.score[i]:.2f}' + (f', is {self.names[p.gt_label[t.target[i]]]}' if kind == 'Cls' else '')
     titles = [str(self.names[p.gt_label[i]]) if kind == 'Miss' else named(i) for i in some]
     picture, axes = show_grid([c for c, _ in cuts], titles, ncols, width * min(max(len(some), 1), ncols) / ncols)
@@ -116,8 +116,8 @@ def show(self: FindsMistakes,
         ) -> Picture:
     "Images with what is there (dashed) and what was found"
     m, idx = Matched(self.pairs(), score_thr=score_thr), np.atleast_1d(idx)
-    titles = [f'{Path(self._file(i)).stem}: {m.misses[i]} missed, {m.false_alarms[i]} false' for i in idx]
-    picture, axes = show_grid([self._file(i) for i in idx], titles, ncols, width)
+    titles = [f'{Path(image_file(self.dataset, i)).stem}: {m.misses[i]} missed, {m.false_alarms[i]} false' for i in idx.tolist()]
+    picture, axes = show_grid([image_file(self.dataset, i) for i in idx.tolist()], titles, ncols, width)
     for ax, i in zip(axes, idx.tolist()):
         ann = self.dataset.get_ann_info(i)
         draw_sample(ax, dict(result=self.results[i], gt_bboxes=ann['bboxes']), self.names, score_thr)

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .report import Reports
 from .test import for_batches
 from ..datasets.builder import build_dataset
+from ..datasets.wrappers import image_file, image_info, source_of
 from ..drawing.analysis import area_picture, error_curves, size_bars
 from ..drawing.confusion import matrix_picture
 from ..drawing.detections import imshow_gt_det_bboxes, show_result
@@ -96,7 +97,9 @@ def confusion(self: Predictions,
 # %% ../../nbs/apis/50_predictions.ipynb #47d9409d
 @patch
 def _coco(self: Predictions, iou_type) -> tuple: # index, records, image ids, category ids
-    if not hasattr(self.dataset, 'coco'): raise TypeError(f'a {type(self.dataset).__name__} has no COCO file, which this analysis needs')
+    kind = type(self.dataset).__name__
+    if hasattr(self.dataset, '_inside'): raise TypeError(f'a {kind} is made of other datasets, and this analysis needs one COCO file: give one of them, and its results')
+    if not hasattr(self.dataset, 'coco'): raise TypeError(f'a {kind} has no COCO file, which this analysis needs')
     ids, cats = [info['id'] for info in self.dataset.data_infos], self.dataset.cat_ids
     records = results2records([r.get('ins_results', r) if isinstance(r, dict) else r for r in self.results], ids, cats)
     if iou_type not in records: raise KeyError(f'{self.source} has no {iou_type}; it has {", ".join(records)}')
@@ -144,13 +147,13 @@ def scores(self: Predictions) -> np.ndarray: # (I,) NaN where an image has nothi
 def draw_image(self: Predictions, i: int, score_thr: float = 0., overlay_gt_pred: bool = False, # both on one image, or one above the other
                **kwargs) -> np.ndarray: # for `imshow_gt_det_bboxes`: show, wait_time, out_file ...
     "One image with what is there and what was found"
-    info, result, ann = self.dataset.data_infos[i], self.results[i], self.dataset.get_ann_info(i)
-    img = str(Path(self.dataset.img_prefix or '')/info['filename'])
+    (plain, n), img, result = source_of(self.dataset, i), image_file(self.dataset, i), self.results[i]
+    ann = plain.get_ann_info(n)
     if isinstance(result, dict): return show_result(img, result, self.names, score_thr, **kwargs)
     truth = dict(gt_bboxes=ann['bboxes'], gt_labels=ann['labels'])
     masks = ann.get('masks') if isinstance(result, tuple) else None
     if masks is not None and len(masks):
-        truth['gt_masks'] = [self.dataset.coco.annToRLE(dict(segmentation=m, image_id=info['id'])) for m in masks]
+        truth['gt_masks'] = [plain.coco.annToRLE(dict(segmentation=m, image_id=plain.data_infos[n]['id'])) for m in masks]
     return imshow_gt_det_bboxes(img, truth, result, self.names, score_thr, overlay_gt_pred=overlay_gt_pred, **kwargs)
 
 # %% ../../nbs/apis/50_predictions.ipynb #28d64a65
@@ -161,7 +164,7 @@ def extremes(self: Predictions, show_dir: str | None = None, # folder for `good/
     "The images with the highest and the lowest scores, with what is there and what was found"
     scores, found = self.scores(), {}
     for kind, indices in zip(('good', 'bad'), best_and_worst(scores, topk)):
-        found[kind] = [(i, self.dataset.data_infos[i]['filename'], round(float(scores[i]), 3)) for i in indices]
+        found[kind] = [(i, image_info(self.dataset, i)['filename'], round(float(scores[i]), 3)) for i in indices]
         for i, name, score in found[kind] if show_dir or show else ():
             out = Path(show_dir)/kind/f'{Path(name).stem}_{score}{Path(name).suffix}' if show_dir else None
             self.draw_image(i, show_score_thr, overlay_gt_pred, show=show, wait_time=wait_time, out_file=out and str(out))

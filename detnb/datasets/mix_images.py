@@ -74,7 +74,8 @@ def _apply(self, transform, results):
     raise RuntimeError(f'{type(transform).__name__} refused the image {self.max_refetch} times; are all its objects too small for the pipeline?')
 
 def _getitem(self, idx):
-    results = own(self.dataset[self._inside(idx)])
+    dataset, i = self._inside(idx)
+    results = own(dataset[i])
     if results is None: raise RuntimeError(f'the inner pipeline gave nothing for image {idx}; it must give a sample: {self.dataset}')
     name = image_name(results)
     for n, (transform, kind) in enumerate(zip(self.pipeline, self.pipeline_types), 1):

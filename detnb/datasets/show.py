@@ -47,7 +47,7 @@ def show(self: CustomDataset,
 @patch
 def show(self: IndexedDataset, idx=None, **kwargs): # a sample or several; None: the first six
     "Images with their annotations"
-    return self.dataset.show([self._inside(i) for i in np.atleast_1d(range(min(6, len(self))) if idx is None else idx)], **kwargs)
+    return self.dataset.show([self._inside(i)[1] for i in np.atleast_1d(range(min(6, len(self))) if idx is None else idx)], **kwargs)
 
 @patch
 def _repr_html_(self: IndexedDataset): return f'{type(self).__name__}, {len(self)} samples, of{self.dataset._repr_html_()}'

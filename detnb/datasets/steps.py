@@ -41,7 +41,7 @@ def sample_steps(dataset: Any, idx: int) -> Iterator[tuple]: # a dataset or wrap
     if not -len(dataset) <= idx < len(dataset): raise IndexError(f'sample {idx} of {len(dataset)}')
     if isinstance(dataset, ConcatDataset): yield from sample_steps(*dataset._inside(idx))
     elif isinstance(dataset, IndexedDataset):
-        for name, results in sample_steps(dataset.dataset, dataset._inside(idx)): yield name, results
+        for name, results in sample_steps(*dataset._inside(idx)): yield name, results
         if not isinstance(dataset, MultiImageMixDataset) or results is None: return
         steps = [t for t, kind in zip(dataset.pipeline, dataset.pipeline_types) if kind not in dataset._skip_type_keys]
         yield from walk(steps, own(results), dataset.apply)

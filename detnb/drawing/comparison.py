@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import get_data_path
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw, ImageFont
-from .boxes import covered, places
+from .boxes import best_place, places
 from .palette import readable_on
 from .picture import Picture, rgb
 
@@ -40,11 +40,11 @@ def draw_marks(draw: ImageDraw.ImageDraw, # of a picture
                texts=None,                # n strings, '' for none
                frame=(0, 0, np.inf, np.inf), # where labels may stand
                size: int = 9):            # of the letters, pixels
-    "Boxes in the colours of what they turned out to be"
+    "Boxes in the colours of what they turned out to be; the first ones are on top, and get their labels first"
     boxes, unknown = np.asarray(boxes, float).reshape(-1, 4), sorted(set(kinds) - set(MARKS))
     if unknown: raise ValueError(f'no kind {unknown[0]!r}: take {", ".join(MARKS)}')
     if len(boxes) != len(kinds): raise ValueError(f'{len(boxes)} boxes, but {len(kinds)} kinds')
-    for i in sorted(range(len(kinds)), key=lambda i: kinds[i] != 'there'):
+    for i in sorted(reversed(range(len(kinds))), key=lambda i: kinds[i] != 'there'):
         box = [float(v) for v in np.sort(boxes[i].reshape(2, 2), 0).ravel()]
         if kinds[i] in ('there', 'overlooked'): dashed(draw, box, MARKS[kinds[i]], 1 + (kinds[i] != 'there'))
         else: draw.rectangle(box, outline=MARKS[kinds[i]], width=2)
@@ -58,9 +58,8 @@ def _draw_texts(draw, boxes, kinds, texts, frame, size):
         w, h = font(size).getlength(text) + 3, size + 3
         x1, y1, x2, y2 = np.clip(box, [*frame[:2]] * 2, [*frame[2:]] * 2)
         up = [x1, -y2, x2, -y1]                                                           # `places` thinks upwards
-        tries = np.array([(a, -d, c, -b) for a, b, c, d in places(up, w, h)])
-        lost = [w * h - covered(t, [frame]) for t in tries]
-        best = tries[np.argmin([covered(t, taken) + 2 * l for t, l in zip(tries, lost)])]
+        best = best_place([(a, -d, c, -b) for a, b, c, d in places(up, w, h)], taken, frame)
+        if best is None: continue
         draw.rectangle(best.tolist(), fill=MARKS[kind])
         draw.text((best[0] + 2, best[1]), text, readable_on(MARKS[kind]), font(size))
         taken = np.concatenate([taken, best[None]])

@@ -11,7 +11,7 @@ import sys, warnings
 from pathlib import Path
 import numpy as np
 from ..foundation.environment import is_notebook
-from ..structures.results import as_result
+from ..structures.results import above, as_result
 from .boxes import draw_bboxes, draw_labels, draw_masks, label_texts, mask_arrays
 from .palette import get_palette
 from .picture import Picture, image_picture, rgb, show_image
@@ -57,7 +57,7 @@ def draw_detections(ax,               # the axis, with an image in box coordinat
     scores = bboxes[:, 4] if bboxes is not None and bboxes.shape[1] == 5 else None
     if score_thr > 0 and scores is None: raise ValueError(f'score_thr={score_thr} needs boxes with a fifth column, their score')
     order = np.argsort(scores, kind='stable') if scores is not None else np.arange(n)
-    if score_thr > 0: order = order[scores[order] > score_thr]
+    if scores is not None: order = order[above(scores[order], score_thr)]
     labels, colors = labels[order], class_colors(bbox_color, labels[order], class_names)
     if segms: draw_masks(ax, [segms[i] for i in order], colors if mask_color is None else class_colors(mask_color, labels, class_names))
     if bboxes is None: return ax

@@ -17,7 +17,7 @@ from .matching import Matched, Pairs, found_in, there_in
 from .tide import KINDS, error_kinds
 from ..ops.batched_nms import suppress
 from ..structures.many_results import Results
-from ..structures.results import ReadableResult, Table
+from ..structures.results import ReadableResult, Table, above
 
 # %% ../../nbs/evaluation/83_compare.ipynb #04ed8116
 SAID = {'hit': 'hit', **KINDS}            # short name -> what is said
@@ -27,7 +27,7 @@ class Comparison:
     def __init__(self, pairs: Pairs,       # of all detections and objects
                  names: list,              # of the classes
                  images=None,              # one an image: path, BGR array or PIL image
-                 score_thr: float = .3,    # detections that score less are not heard
+                 score_thr: float = .3,    # detections are heard that score more; 0: all
                  iou_thr: float = .5,      # least overlap of a hit
                  nms_thr: float = 1.):     # greatest overlap of two detections of a class that are both heard; 1 for all
         self.pairs, self.names, self.images = pairs, list(names), images
@@ -36,7 +36,7 @@ class Comparison:
         p = copy.copy(pairs)
         p.score, near = np.where(self.heard, pairs.score, -1.), self.heard[pairs.det]
         p.det, p.gt, p.iou = pairs.det[near], pairs.gt[near], pairs.iou[near]
-        self.near, self.matched = p, Matched(p, iou_thr, 0.)
+        self.near, self.matched = p, Matched(p, iou_thr, -.5)      # the others have -1
         short, target = error_kinds(p, self.matched, iou_thr, min(.1, iou_thr / 2))
         short = np.where(short == '', 'hit', short)
         short[~self.heard | self.matched.forgiven] = ''
@@ -44,7 +44,7 @@ class Comparison:
         self.overlooked = self.matched.missed                                                        # (G,)
 
     def _heard(self) -> np.ndarray:
-        p, heard = self.pairs, self.pairs.score >= max(self.score_thr, 0.)
+        p, heard = self.pairs, above(self.pairs.score, self.score_thr)
         if self.nms_thr >= 1 or not heard.any(): return heard
         boxes, scores, groups = (torch.from_numpy(np.ascontiguousarray(a[heard])) for a in (p.boxes, p.score, p.image * p.num_classes + p.label))
         heard[np.flatnonzero(heard)] = suppress(boxes, scores, groups, self.nms_thr).numpy()
@@ -126,6 +126,7 @@ def marks(self: Comparison, i: int, # an image
     "What to draw on an image"
     p, of = self.pairs, lambda image, label, some: np.flatnonzero((image == i) & some & ((label == only) if only is not None else True))
     dets, gts = of(p.image, p.label, self.short != ''), of(p.gt_image, p.gt_label, ~p.crowd) if truth else np.zeros(0, int)
+    dets = dets[np.argsort(-p.score[dets], kind='stable')]
     instead = lambda d: f', is {self.names[p.gt_label[self.target[d]]]}' if self.short[d] == 'Cls' else ''
     text = lambda d: f'{self.names[p.label[d]]} {p.score[d]:.2f}{instead(d)}'
     kinds = ['overlooked' if self.overlooked[g] else 'there' for g in gts] + [SAID[self.short[d]] for d in dets]

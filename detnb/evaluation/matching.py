@@ -9,6 +9,7 @@ __all__ = ['found_in', 'there_in', 'there_in_coco', 'Pairs', 'Matched']
 import numpy as np
 from pycocotools import mask as coco_mask
 from .coco_records import xyxy2xywh
+from ..structures.results import above
 
 # %% ../../nbs/evaluation/56_matching.ipynb #aa18e775
 def found_in(result,             # an image's detections: a list of (n, 5) arrays, or a pair of it and masks
@@ -82,9 +83,9 @@ class Matched:
     "Who took what at one overlap and one least score"
     def __init__(self, pairs: Pairs,
                  iou_thr: float = .5,    # least overlap of a detection and the object that it finds
-                 score_thr: float = 0.): # detections below this score do not count
+                 score_thr: float = 0.): # detections count that score more than this; 0: all
         p, least = pairs, min(iou_thr, 1 - 1e-10)
-        self.sure = p.score >= score_thr
+        self.sure = above(p.score, score_thr)
         near = (p.iou >= least) & self.sure[p.det] & (p.label[p.det] == p.gt_label[p.gt])
         self.partner = _choose(p, *(a[near & ~p.crowd[p.gt]] for a in (p.det, p.gt, p.iou)))           # (N,) an object, or -1
         self.right = self.partner >= 0                                                                 # (N,)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.wrappers import image_file, image_info, source_of
 from ..foundation.config import Config
 from ..foundation.distributed import get_dist_info
-from ..structures.results import as_result
+from ..structures.results import above, as_result
 from .evaluation import EvalHook
 from .hooks import HOOKS
 from .trackers import WandbLoggerHook
@@ -52,7 +53,7 @@ def picture(wandb: Any,             # the module
             score_thr: float = .3): # show what scores more
     "A picture with true and found boxes, and found masks"
     found = as_result(result)
-    keep = np.flatnonzero(found.scores >= score_thr)
+    keep = np.flatnonzero(above(found.scores, score_thr))
     known = dict(enumerate(names))
     boxes = dict(ground_truth=dict(box_data=box_list(truth['bboxes'], truth['labels'], names), class_labels=known),
                  predictions=dict(box_data=box_list(found.boxes[keep], found.labels[keep], names, found.scores[keep]), class_labels=known))
@@ -125,13 +126,13 @@ class _Looks:
             self.send_checkpoint(runner, last)
 
     def send_pictures(self, runner, dataset, results):
-        if not hasattr(dataset, 'data_infos'): return runner.logger.warning(f'MMDetWandbHook: {type(dataset).__name__} does not tell its images')
+        if not hasattr(source_of(dataset, 0)[0], 'data_infos'): return runner.logger.warning(f'MMDetWandbHook: {type(dataset).__name__} does not tell its images')
         chosen = np.unique(np.linspace(0, len(results) - 1, min(self.count, len(results))).round().astype(int))
         table = self.module.Table(columns=['name', 'image', 'best score'])
         for i in chosen:
-            name, found = dataset.data_infos[i]['filename'], instances(results[i])
-            scores, path = as_result(found).scores, Path(dataset.img_prefix or '')/name
-            shown = picture(self.module, path, dataset.get_ann_info(i), found, list(dataset.CLASSES), self.score_thr)
+            name, found = image_info(dataset, i)['filename'], instances(results[i])
+            scores = as_result(found).scores
+            shown = picture(self.module, image_file(dataset, i), dataset.get_ann_info(i), found, list(dataset.CLASSES), self.score_thr)
             table.add_data(name, shown, float(scores.max()) if len(scores) else 0.)
         self.run.log({'val/predictions': table}, step=self.get_step(runner)) if self.with_step else self.run.log({'val/predictions': table})
 

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from ..apis.predictions import Predictions
+from ..datasets.wrappers import image_file
 from ..drawing.comparison import MARKS
 from ..drawing.palette import readable_on
 from ..drawing.picture import Picture
@@ -165,7 +166,7 @@ def explore(predictions: Any,           # `Predictions`, a `Comparison`, or a da
         if results is not None: predictions = Predictions(predictions, results)
         if not isinstance(predictions, Predictions):
             raise TypeError(f'Predictions, or a data set and its results, are needed, not {type(predictions).__name__} alone')
-        infos, prefix = predictions.dataset.data_infos, Path(predictions.dataset.img_prefix or '')
-        c = Comparison(predictions.pairs(), predictions.names, [str(prefix/info['filename']) for info in infos], score_thr, .5, nms_thr)
-        titles = {i: Path(info['filename']).name for i, info in enumerate(infos)}
+        files = [image_file(predictions.dataset, i) for i in range(len(predictions.dataset))]
+        c = Comparison(predictions.pairs(), predictions.names, files, score_thr, .5, nms_thr)
+        titles = {i: Path(f).name for i, f in enumerate(files)}
     return Explorer(c, titles, orders, per_page)

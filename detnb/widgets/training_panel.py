@@ -16,6 +16,7 @@ from torch import nn
 
 from ..apis.inference import inference_detector
 from ..apis.train import build_for_training, train_detector
+from ..datasets.wrappers import image_file, source_of
 from ..drawing.curves import draw_curves, draw_losses, draw_metrics, read_log
 from ..drawing.picture import Picture, rgb, show_image
 from ..drawing.sheet import draw_sample
@@ -58,14 +59,11 @@ def pick_samples(dataset: Any, # a data set, or one that wraps others
                  num: int,
                 ) -> list[dict]: # img (a path), gt_bboxes, gt_labels
     "The first pictures of a data set that hold an object"
-    while not hasattr(dataset, 'data_infos'):
-        inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-        if (dataset := inner[0]) is None: return []
-    samples, root = [], Path(getattr(dataset, 'img_prefix', None) or '')
-    for i, info in enumerate(dataset.data_infos):
-        if len(samples) == num: break
+    samples = []
+    for i in range(len(dataset)):
+        if len(samples) == num or not hasattr(source_of(dataset, i)[0], 'data_infos'): break      # not one of pictures in files
         truth = dataset.get_ann_info(i)
-        if len(truth['bboxes']): samples.append(dict(img=str(root/info['filename']), gt_bboxes=truth['bboxes'], gt_labels=truth['labels']))
+        if len(truth['bboxes']): samples.append(dict(img=image_file(dataset, i), gt_bboxes=truth['bboxes'], gt_labels=truth['labels']))
     return samples
 
 def look(model: nn.Module, samples: list[dict]) -> list[dict]: # the samples, each with a result
