@@ -87,6 +87,10 @@ PACKAGES = [package for package, _, _ in rows()]
 # %% ../nbs/20_as_mmdet.ipynb #3b58df7c
 INSTEAD = {
     'mmcv.onnx mmcv.tensorrt mmdet.core.export': '`detnb export-onnx CONFIG CHECKPOINT`, or detnb.apis.onnx_export, writes ONNX',
+    'mmdet.core.GeneralData mmdet.core.InstanceData': 'results are lists of arrays, which detnb.structures.as_result reads; '
+        'types.SimpleNamespace holds tensors by name',
+    'mmdet.core.mask_matrix_nms': 'no detector of detnb suppresses by masks; mmdet.core.multiclass_nms and mmcv.ops.batched_nms do by boxes',
+    'mmdet.core.merge_aug_masks mmdet.core.merge_aug_results mmdet.core.merge_aug_scores': "a detector's aug_test merges by itself",
     'mmcv.use_backend': 'pictures are read in one way; delete the line', 'mmcv.Timer mmcv.check_time': 'time.perf_counter() measures',
     'mmcv.runner._load_checkpoint mmcv.runner.CheckpointLoader': 'detnb.foundation.read_checkpoint(filename) reads a file safely',
     'mmcv.runner.wrap_fp16 mmcv.runner.allreduce_grads mmcv.runner.allreduce_params': 'torch.distributed does this by itself',

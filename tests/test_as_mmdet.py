@@ -118,7 +118,10 @@ mmdet.core | eval_map:evaluation.mean_ap eval_recalls:evaluation.recall encode_m
 mmdet.core | bbox_cxcywh_to_xyxy:structures.boxes multiclass_nms:ops.batched_nms build_bbox_coder:models.targets.builder
 mmdet.core | build_prior_generator:models.targets.builder build_anchor_generator:models.targets.builder distance2bbox:structures.boxes
 mmdet.core | bbox2distance:structures.boxes get_classes:evaluation.class_names unmap:models.targets.per_image SamplingResult:models.targets.samplers
-mmdet.core | anchor_inside_flags:models.targets.per_image mask_target:models.targets.mask_targets
+mmdet.core | anchor_inside_flags:models.targets.per_image mask_target:models.targets.mask_targets mask2bbox:models.targets.per_image
+mmdet.core | select_single_mlvl:models.targets.per_image filter_scores_and_topk:models.targets.per_image
+mmdet.core.utils | flip_tensor:models.targets.per_image center_of_mass:models.targets.per_image
+mmdet.core.mask.utils | mask2bbox:models.targets.per_image
 mmdet.core.bbox | bbox_overlaps:structures.overlaps build_assigner:models.targets.builder build_sampler:models.targets.builder
 mmdet.core.bbox | AssignResult:models.targets.assigners bbox2roi:structures.boxes
 mmdet.core.bbox.builder | build_bbox_coder:models.targets.builder BBOX_ASSIGNERS:foundation.registry BBOX_CODERS:foundation.registry
@@ -190,6 +193,8 @@ def test_versions_compare_as_old_code_compares_them():
 @pytest.mark.parametrize('line,kind,words', [
     ('from mmdet.core import bbox_overlap', ImportError, "mmdet.core.bbox_overlap is not in detnb; did you mean 'bbox_overlaps'"),
     ('from mmcv import load_chekpoint', ImportError, "'load_checkpoint'"), ('from mmcv import DataContainer', ImportError, 'mmcv.parallel.DataContainer is'),
+    ('from mmdet.core.data_structures import InstanceData', ImportError, 'detnb.structures.as_result'),
+    ('from mmdet.core import mask_matrix_nms', ImportError, 'multiclass_nms'), ('from mmdet.core import merge_aug_masks', ImportError, 'aug_test'),
     ('from mmdet.core import build_detector', ImportError, 'mmdet.models.build_detector is'),
     ('import mmcv; mmcv.imreed', AttributeError, "'imread'"), ('import mmdet.core.export', ImportError, 'export-onnx'),
     ('from mmdet.models.necks import augfpn', ImportError, "'AugFPN'"), ('from mmdet.registry import MODELS', ImportError, 'MMDetection 3'),

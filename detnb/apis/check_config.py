@@ -24,7 +24,7 @@ from ..datasets.checks import class_conflicts
 from ..foundation.config import Config
 from ..foundation.config_dict import address
 from ..foundation.config_edit import value_at
-from ..foundation.config_roots import replace_cfg_vals
+from ..foundation.config_roots import compat_cfg, replace_cfg_vals
 from ..foundation.errors import UnknownName
 from ..foundation.missing import MissingExtra
 from ..foundation.registry import build_from_cfg
@@ -145,6 +145,8 @@ def data_problems(cfg: Any) -> Iterator[Problem]:
         if names and first and names != first:
             at = (*inner, 'classes') if given else inner
             yield problem(cfg, at, f'its {len(names)} classes are not the {len(first)} of data.train, or stand in another order')
+    try: compat_cfg(cfg)                                  # old fields that contradict new ones
+    except ValueError as e: yield problem(cfg, ('total_epochs',) if 'total_epochs' in str(e) else ('data',), str(e))
     for key, ending in dict(lr_config='LrUpdaterHook', momentum_config='MomentumUpdaterHook').items():
         try: isinstance(cfg.get(key), dict) and HOOKS.build(hook_config(cfg[key], ending))
         except Exception as e: yield place_of_failure(cfg, e, (key,))

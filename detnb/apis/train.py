@@ -22,7 +22,8 @@ from ..datasets.builder import build_dataset
 from ..datasets.checks import check_classes
 from ..datasets.loader import build_dataloader
 from ..foundation.checkpoint import read_checkpoint
-from ..foundation.config_dict import origin
+from ..foundation.config_dict import ConfigDict, origin
+from ..foundation.config_roots import compat_cfg
 from ..foundation.distributed import get_dist_info, unwrap
 from ..foundation.environment import collect_env, is_notebook
 from ..foundation.errors import UnknownName
@@ -52,11 +53,14 @@ def key_slips(cfg: Any) -> Iterator[tuple[list, str]]: # (part and key, what is 
         node = cfg if not part else cfg.get(part)
         if not known or not node: continue
         for key in node:
-            close = difflib.get_close_matches(key, known, 1, .85)
-            strange = part and key not in known
-            if key in known or not (strange or close and close[0] not in node): continue
+            close = difflib.get_close_matches(key, known, 1, .85) if key not in known else []
+            if key in known or not (part or close and not _own(key, close[0], node)): continue
             near = f'; did you mean {close[0]!r}?' if close else f'; {part} takes {", ".join(known)}'
             yield [part, key] if part else [key], f'nothing reads {key!r}{near}'
+
+def _own(key, right, node): # is it rather a variable of the user's, beside the key that has a meaning?
+    values = node[key], node.get(right)
+    return right in node and (right in key or None not in values and not isinstance(values[0], type(values[1])))
 
 def check_keys(cfg: Any) -> None:
     "Raise UnknownName where a key looks like a slip for another one"
@@ -66,12 +70,8 @@ def check_keys(cfg: Any) -> None:
 # %% ../../nbs/apis/10_train.ipynb #1dde7395
 def loader_args(cfg: Any, part: str, **more) -> dict:
     "Arguments for a data loader, from `data` and its `train_dataloader`, `val_dataloader` or `test_dataloader`"
-    data = cfg.data
-    batch = data.get('samples_per_gpu', data.get('imgs_per_gpu', 2))     # the second is an old name
-    args = dict(samples_per_gpu=batch if part == 'train' else 1, workers_per_gpu=data.get('workers_per_gpu', 2),
-                persistent_workers=data.get('persistent_workers', False))
-    if part != 'train' and isinstance(data.get(part), dict): args['samples_per_gpu'] = data[part].get('samples_per_gpu', 1)
-    return {**args, **more, **data.get(f'{part}_dataloader', {})}
+    args = dict(samples_per_gpu=2 if part == 'train' else 1, workers_per_gpu=2, persistent_workers=False)
+    return {**args, **more, **compat_cfg(ConfigDict(data=cfg.data)).data[f'{part}_dataloader']}
 
 def auto_scale_lr(cfg: Any, world_size: int, logger) -> None:
     "Scale optimizer.lr by the real batch size, where auto_scale_lr.enable says so"
@@ -170,6 +170,7 @@ def train_detector(model: nn.Module,
     "Train a detector; returns the runner, whose `log` holds the records"
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     check_keys(cfg)
+    compat_cfg(cfg)                                   # raises ValueError where an old field says other than a new one
     for ds in datasets: check_classes(model, ds, cfg)
     timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
     log_file = str(Path(cfg.get('work_dir') or 'work_dirs/run')/f'{timestamp}.log')

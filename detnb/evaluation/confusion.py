@@ -16,7 +16,7 @@ from ..ops.batched_nms import batched_nms
 def confusion_matrix(annotations: list,          # an image a dict of bboxes (G, 4) and labels (G,)
                      results: list,              # [image][class] (n, 5) xyxy and score
                      num_classes: int,
-                     score_thr: float = 0.,      # detections below this score do not count
+                     score_thr: float = 0.,      # detections below this score do not count; those at it do, as MMDetection's tool counts
                      tp_iou_thr: float = .5,     # least overlap of a detection and the box that it found
                      nms_iou_thr: float | None = None, # non-maximum suppression within each class first
                     ) -> np.ndarray:             # (num_classes + 1, num_classes + 1) counts: rows what is there, columns what was found

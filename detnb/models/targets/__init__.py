@@ -9,7 +9,8 @@ __all__ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS'
            'AssignResult', 'BaseAssigner', 'MaxIoUAssigner', 'BaseSampler', 'PseudoSampler', 'RandomSampler',
            'SamplingBatch', 'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
            'OHEMSampler', 'DeltaXYWHBBoxCoder', 'bbox2delta', 'delta2bbox', 'anchor_inside_flags', 'images_to_levels',
-           'mask_target', 'multi_apply', 'unmap', 'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps',
+           'mask_target', 'multi_apply', 'unmap', 'center_of_mass', 'filter_scores_and_topk', 'flip_tensor',
+           'mask2bbox', 'select_single_mlvl', 'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps',
            'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat', 'transpose_and_gather_feat', 'ScoreHLRSampler',
            'MlvlPointGenerator', 'SimOTAAssigner', 'LegacyAnchorGenerator', 'LegacyDeltaXYWHBBoxCoder',
            'LegacySSDAnchorGenerator', 'YOLOAnchorGenerator', 'YOLOBBoxCoder', 'GridAssigner', 'DistancePointBBoxCoder']
@@ -28,6 +29,7 @@ from .mask_targets import mask_target
 from .gaussian_targets import (gather_feat, gaussian_heatmaps, gaussian_radius, gen_gaussian_target, get_local_maximum,
     get_topk_from_heatmap, transpose_and_gather_feat)
 from .per_image import anchor_inside_flags, images_to_levels, multi_apply, unmap
+from .per_image import center_of_mass, filter_scores_and_topk, flip_tensor, mask2bbox, select_single_mlvl
 from .score_hlr_sampler import ScoreHLRSampler
 from .points import MlvlPointGenerator
 from .sim_ota import SimOTAAssigner
@@ -45,6 +47,7 @@ _all_ = ['ANCHOR_GENERATORS', 'BBOX_ASSIGNERS', 'BBOX_CODERS', 'BBOX_SAMPLERS', 
     'SamplingResult', 'CombinedSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler', 'OHEMSampler', 'DeltaXYWHBBoxCoder',
          'bbox2delta',
     'delta2bbox', 'anchor_inside_flags', 'images_to_levels', 'mask_target', 'multi_apply', 'unmap',
+    'center_of_mass', 'filter_scores_and_topk', 'flip_tensor', 'mask2bbox', 'select_single_mlvl',
     'gaussian_radius', 'gen_gaussian_target', 'gaussian_heatmaps', 'get_local_maximum', 'get_topk_from_heatmap', 'gather_feat',
     'transpose_and_gather_feat',
     'ScoreHLRSampler', 'MlvlPointGenerator', 'SimOTAAssigner',
