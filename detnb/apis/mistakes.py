@@ -96,7 +96,8 @@ def examples(self: FindsMistakes,
     some = np.flatnonzero(t.overlooked if kind == 'Miss' else t.kind == kind)
     some = some[np.argsort(-(area if kind == 'Miss' else p.score)[some], kind='stable')][:k]
     image, own = (p.gt_image, p.gt_boxes) if kind == 'Miss' else (p.image, p.boxes)
-    cuts = [crop(image_file(self.dataset, int(image[i])), np.vstack([own[i], p.gt_boxes[p.gt[p.det == i]] if kind != 'Miss' else own[i]])) for i in some]
+    around = lambda i: np.vstack([own[i], p.gt_boxes[p.gt[p.det == i]] if kind != 'Miss' else own[i]])
+    cuts = [crop(image_file(self.dataset, int(image[i])), around(i)) for i in some]
     named = lambda i: f'{self.names[p.label[i]]} {p.score[i]:.2f}' + (f', is {self.names[p.gt_label[t.target[i]]]}' if kind == 'Cls' else '')
     titles = [str(self.names[p.gt_label[i]]) if kind == 'Miss' else named(i) for i in some]
     picture, axes = show_grid([c for c, _ in cuts], titles, ncols, width * min(max(len(some), 1), ncols) / ncols)

@@ -98,7 +98,8 @@ def confusion(self: Predictions,
 @patch
 def _coco(self: Predictions, iou_type) -> tuple: # index, records, image ids, category ids
     kind = type(self.dataset).__name__
-    if hasattr(self.dataset, '_inside'): raise TypeError(f'a {kind} is made of other datasets, and this analysis needs one COCO file: give one of them, and its results')
+    if hasattr(self.dataset, '_inside'):
+        raise TypeError(f'a {kind} is made of other datasets, and this analysis needs one COCO file: give one of them, and its results')
     if not hasattr(self.dataset, 'coco'): raise TypeError(f'a {kind} has no COCO file, which this analysis needs')
     ids, cats = [info['id'] for info in self.dataset.data_infos], self.dataset.cat_ids
     records = results2records([r.get('ins_results', r) if isinstance(r, dict) else r for r in self.results], ids, cats)

@@ -102,7 +102,9 @@ def best_place(tries, # (n, 4) candidates of one size, the preferred one first
                frame  # (x0, y0, x1, y1), what can be seen
               ):      # (4,), or None where a quarter of it would lie on other labels
     "The candidate that covers least of other labels and leaves the frame least"
-    tries = np.array(tries)
+    tries = np.array(tries, float)
+    beyond = np.maximum(tries[:, 2] - frame[2], 0)                        # those that leave it to the right are pushed back
+    tries[:, [0, 2]] -= np.minimum(beyond, np.maximum(tries[:, 0] - frame[0], 0))[:, None]
     area, hidden = np.prod(tries[0, 2:] - tries[0, :2]), np.array([covered(t, taken) for t in tries])
     best = np.argmin(hidden + 2 * np.array([area - covered(t, [frame]) for t in tries]))
     return tries[best] if hidden[best] <= area / 4 else None

@@ -126,7 +126,8 @@ class _Looks:
             self.send_checkpoint(runner, last)
 
     def send_pictures(self, runner, dataset, results):
-        if not hasattr(source_of(dataset, 0)[0], 'data_infos'): return runner.logger.warning(f'MMDetWandbHook: {type(dataset).__name__} does not tell its images')
+        if not hasattr(source_of(dataset, 0)[0], 'data_infos'):
+            return runner.logger.warning(f'MMDetWandbHook: {type(dataset).__name__} does not tell its images')
         chosen = np.unique(np.linspace(0, len(results) - 1, min(self.count, len(results))).round().astype(int))
         table = self.module.Table(columns=['name', 'image', 'best score'])
         for i in chosen:
