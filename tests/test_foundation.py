@@ -444,8 +444,8 @@ def test_results_survive(tmp_path):
 
 
 def test_import_is_light():
-    "`import detnb` loads neither torch nor matplotlib, so it cannot add much to them"
-    program = "import sys, detnb; print([m for m in ('torch', 'torchvision', 'matplotlib', 'pycocotools', 'IPython', 'av', 'PIL') if m in sys.modules])"
+    "Neither `import detnb` nor the command `detnb` loads torch or matplotlib, so they cannot add much to them, and help comes at once"
+    program = "import sys, detnb, detnb.cli.main; print([m for m in ('torch', 'torchvision', 'matplotlib', 'pycocotools', 'IPython', 'av', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout.strip() == '[]'
 
 

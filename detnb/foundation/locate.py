@@ -9,7 +9,6 @@ __all__ = ['MIRRORS', 'CheckpointError', 'hash_in_name', 'check_hash', 'cache_fo
 import hashlib, http.client, os, re, tempfile, urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 
-from .distributed import broadcast, get_dist_info
 from .logging import get_root_logger
 from .pretrained import address_of
 
@@ -120,6 +119,7 @@ def _everything(name, file, tried) -> str:
 def locate(name: str | os.PathLike, # path, http(s)://, torchvision://, open-mmlab:// or file://
           ) -> Path:                # an existing file, its hash checked
     "Find a checkpoint, and fetch it where it must be fetched"
+    from detnb.foundation.distributed import broadcast, get_dist_info    # here, as it imports torch, and each command imports this file
     name = os.fspath(name)
     rank, world = get_dist_info()
     if world == 1: return _search(name)

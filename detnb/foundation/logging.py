@@ -8,8 +8,6 @@ __all__ = ['LAYOUT', 'CellHandler', 'get_logger', 'get_root_logger', 'print_log'
 # %% ../../nbs/foundation/70_logging.ipynb #9eb29f63
 import logging, os, sys
 
-from .distributed import get_dist_info
-
 # %% ../../nbs/foundation/70_logging.ipynb #5079cd45
 LAYOUT = '%(asctime)s - %(name)s - %(levelname)s - %(message)s'
 
@@ -24,6 +22,7 @@ def get_logger(name: str,                      # such as 'detnb'; a child 'detnb
                file_mode: str = 'w',           # 'a' to go on in an old file
               ) -> logging.Logger:
     "The logger of that name, with a screen handler, and a file handler where a file is given"
+    from detnb.foundation.distributed import get_dist_info      # here, as it imports torch
     logger, rank = logging.getLogger(name), get_dist_info()[0]
     root = next((logging.getLogger(p) for p in _parents(name) if getattr(logging.getLogger(p), 'detnb_ready', False)), None)
     if root is None:
