@@ -218,7 +218,7 @@ def fresh(code, cwd, *argv, fails=False):
     path = Path(cwd)/'script.py'
     path.write_text(textwrap.dedent(code))
     env = {**os.environ, 'PYTHONPATH': str(root), 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, str(path), *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(path), *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -433,7 +433,7 @@ def test_copied_train_and_test_scripts(place):
     assert saved['meta']['mmdet_version'].startswith('2.28.2') and saved['meta']['CLASSES'] == ('ball', 'box', 'triangle', 'star', 'ring')
     (place/'test.py').write_text(TEST)
     done = subprocess.run([sys.executable, '-m', 'detnb.as_mmdet', 'test.py', 'tiny.py', 'run/latest.pth', '--out', 'r.pkl', '--eval', 'bbox', '--show-dir', 'shown'],
-                          cwd=place, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+                          cwd=place, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert set(json.loads((place/'r.json').read_text())['metric']) >= {'bbox_mAP', 'bbox_mAP_50'} and len(list((place/'shown').rglob('*.*'))) == 3
 

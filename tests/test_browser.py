@@ -28,13 +28,18 @@ def lab(tmp_path_factory):
     log = open(home/'log', 'w')
     server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
+        end = time.monotonic() + 240
+        while True:
             assert server.poll() is None, (home/'log').read_text()[-3000:]
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=once', timeout=1); break
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=once', timeout=5); break
             except OSError: time.sleep(.25)
-        else: pytest.fail('JupyterLab did not answer in a minute: ' + (home/'log').read_text()[-3000:])
+            if time.monotonic() > end: pytest.fail('JupyterLab did not answer in four minutes: ' + (home/'log').read_text()[-3000:])
         yield f'http://127.0.0.1:{port}/lab/tree/{{}}?reset&token=once', home/'notebooks'
-    finally: server.terminate(); server.wait(30); log.close()
+    finally:
+        server.terminate()
+        try: server.wait(60)
+        except subprocess.TimeoutExpired: server.kill()
+        log.close()
 
 
 @pytest.fixture(scope='module')
@@ -54,31 +59,33 @@ SHOW = """css => { const nb = window.jupyterapp.shell.currentWidget.content, fou
 
 class Page:
     "A notebook in JupyterLab"
-    def __init__(self, page): self.page = page
+    def __init__(self, page):
+        self.page = page
+        page.set_default_timeout(240_000)           # a wait ends when what it waits for is there: a long one costs nothing
     def open(self, address):
         self.page.goto(address)
-        self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
-        self.page.wait_for_function(READY, timeout=90_000)
+        self.page.wait_for_selector('.jp-Notebook .jp-Cell')
+        self.page.wait_for_function(READY)
 
-    def run_all(self, seconds=300):
+    def run_all(self, seconds=900):
         "Run all cells; with `seconds=0` without waiting for them"
         self.page.evaluate("() => { window.ran = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true }) }")
         if seconds: self.ended(seconds)
 
-    def ended(self, seconds=300):
+    def ended(self, seconds=900):
         self.page.wait_for_function('() => window.ran', timeout=seconds * 1000)
         assert self.page.evaluate(ERRORS) == []
 
-    def widget(self, css, seconds=60):
+    def widget(self, css):
         "A widget, scrolled into view: JupyterLab draws a cell when it is looked at"
-        self.page.wait_for_function(SHOW, arg=css, timeout=seconds * 1000)
+        self.page.wait_for_function(SHOW, arg=css)
         found = self.page.locator(css).first
-        found.wait_for(timeout=30_000)
+        found.wait_for()
         return found
 
-    def until(self, condition, arg=None, seconds=60):
+    def until(self, condition, arg=None):
         "Wait until a condition of the page (JavaScript) holds"
-        self.page.wait_for_function(condition, arg=arg, timeout=seconds * 1000)
+        self.page.wait_for_function(condition, arg=arg)
 
 
 @pytest.fixture
@@ -110,10 +117,10 @@ cfg.merge_from_dict({'model.backbone.base_channels': 16, 'model.neck.in_channels
              'from detnb.widgets import train_panel\npanel = train_panel(cfg)', "print('the next cell ran')"]
     lab = lab_page(cells)
     lab.run_all(seconds=0)
-    lab.widget('.detnb-training-panel', 120)
+    lab.widget('.detnb-training-panel')
     panel = lab.page.locator('.detnb-training-panel')
     says = "words => document.querySelector('.detnb-training-panel').innerText.includes(words)"
-    lab.until(says, 'iteration 1', 120)
+    lab.until(says, 'iteration 1')
     panel.get_by_role('button', name='stop').click()
     lab.until(says, 'stopped at iteration')
     lab.ended()
@@ -151,7 +158,7 @@ def test_edit_a_field_of_a_config(lab_page):
 def test_move_the_slider_of_the_explorer(lab_page):
     "A tutorial from top to bottom; a higher least score changes the picture and the counts"
     lab = lab_page('tutorials/70_what_your_detector_gets_wrong.ipynb')
-    lab.run_all(seconds=420)
+    lab.run_all()
     lab.widget('.detnb-explorer')
     picture = "() => document.querySelector('.detnb-explorer img').src"
     before, text = lab.page.evaluate(picture), lab.page.locator('.detnb-explorer').inner_text()

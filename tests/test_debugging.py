@@ -95,7 +95,7 @@ def session(tmp_path_factory):
     lines = '\n'.join(line for _, commands in CASES.values() for line in commands) + '\n'
     env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'IPYTHONDIR': str(folder/'ipython')}
     done = subprocess.run([sys.executable, '-c', SESSION.format(jobs=json.dumps(jobs))], input=lines, capture_output=True, text=True, cwd=folder, env=env,
-                          timeout=300)
+                          timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     parts = re.split(r'^===== (.*)$', done.stdout, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2]))

@@ -171,7 +171,8 @@ sys.path[:0] = {paths!r}
 from test_training_panel import *
 @HOOKS.register_module(force=True)
 class Slow(Hook):
-    def after_train_iter(self, runner): time.sleep(.1)
+    seconds = .5                                    # so that a click comes before the run has ended, on a busy machine too
+    def after_train_iter(self, runner): time.sleep(self.seconds)
 cfg = small_config({folder!r})
 cfg.runner.max_epochs, cfg.custom_hooks, cfg.log_level = 2, [dict(type='Slow')], 'ERROR'
 panel = train_panel(cfg)
@@ -183,7 +184,7 @@ class Browser:
     "Sends and receives what JupyterLab would"
     def __init__(self, client): self.client, self.widgets, self.states, self.shown, self.errors, self.idle = client, {}, {}, [], [], set()
 
-    def listen(self, until, seconds=40):
+    def listen(self, until, seconds=240):
         end = time.monotonic() + seconds
         while not until():
             assert time.monotonic() < end, f'waited {seconds} s; the panel says {self.text()!r}; errors: {self.errors}'
@@ -213,7 +214,7 @@ def kernel():
     manager.start_kernel(extra_arguments=['--IPKernelApp.log_level=ERROR'])
     client = manager.client()
     client.start_channels()
-    client.wait_for_ready(timeout=60)
+    client.wait_for_ready(timeout=240)
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -228,7 +229,7 @@ def begin(kernel, folder):
 
 
 def value(kernel, expression):
-    reply = kernel[1].execute_interactive('pass', user_expressions=dict(x=expression), timeout=60, output_hook=lambda m: None)
+    reply = kernel[1].execute_interactive('pass', user_expressions=dict(x=expression), timeout=240, output_hook=lambda m: None)
     return reply['content']['user_expressions']['x']['data']['text/plain']
 
 
@@ -238,7 +239,7 @@ def test_a_click_stops_the_cell_that_trains(kernel, plain, tmp_path, subshell):
     if subshell:
         control = kernel[1].session.msg('create_subshell_request', {})
         kernel[1].control_channel.send(control)
-        reply = kernel[1].control_channel.get_msg(timeout=10)['content']
+        reply = kernel[1].control_channel.get_msg(timeout=60)['content']
         if reply.get('status') != 'ok': pytest.skip('this ipykernel has no subshells')
         subshell = reply['subshell_id']
     later = kernel[1].execute('queued = panel.text.value')                # a cell that waits its turn
@@ -249,6 +250,7 @@ def test_a_click_stops_the_cell_that_trains(kernel, plain, tmp_path, subshell):
     first, last = browser.shown[0], [s for s in browser.shown if s[0] == 'update_display_data'][-1]
     for _, forms in (first, last): assert {'application/vnd.jupyter.widget-view+json', 'text/plain'} < set(forms)
     assert sum('application/vnd.jupyter.widget-view+json' in d for k, d in browser.shown if k == 'display_data') == 1    # `panel` at the end: not again
+    assert value(kernel, 'setattr(Slow, "seconds", 0)') == 'None'
     browser.press('resume', subshell or None)
     browser.listen(lambda: browser.text() == 'finished after iteration 8' and not browser.enabled('resume'))
     torch.save(plain, tmp_path/'plain.pth')
