@@ -46,7 +46,9 @@ def test_malformed_coco_file(tmp_path, text, complaint):
     (dict(bbox=[10, 10, -5, 20]), 'annotation 1: .* right or lower edge before'),
     (dict(bbox=[10, float('nan'), 5, 20]), 'annotation 1: .* is not finite'),
     (dict(bbox=[10, 10, 5]), r'annotation 1 in .* has the bbox \[10, 10, 5\]'),
-    (dict(id=2), 'ids of annotations .* not unique: 2')])
+    (dict(bbox=['a', 1, 5, 5]), r"annotation 1 in .* has the bbox \['a', 1, 5, 5\]; four numbers"),
+    (dict(segmentation=[1, 1, 5, 5, 9, 1]), 'annotation 1 in .* has the segmentation .*a list of polygons'),
+    (dict(id=2), 'ids of annotations .* not unique: 2 is there 2 times')])
 def test_annotations_beyond_repair(tmp_path, change, complaint):
     content = json.load(open(coco_file(tmp_path / 'a.json')))
     content['annotations'][0].update(change)
@@ -67,9 +69,53 @@ def test_boxes_that_are_left_out_are_counted(tmp_path):
     content['annotations'].append(dict(content['annotations'][2], id=4, image_id=99))
     with pytest.warns(UserWarning, match='1 of 2 classes have no box in .*: dog'):
         ds = CocoDataset(coco_file(tmp_path / 'a.json', **content), [], PETS)
-    assert '1 boxes without area or thinner than a pixel left out' in str(ds) and '1 boxes of images it does not list left out' in str(ds)
+    assert '1 boxes without area or thinner than a pixel left out' in str(ds) and '1 boxes of images it does not list (annotation 4: image_id 99) left out' in str(ds)
     assert ds.get_ann_info(0)['bboxes'].tolist() == [[60, 60, 140, 140]]
     assert len(ds) == 2 and len(ds.get_ann_info(1)['bboxes']) == 0 and ds.get_ann_info(1)['bboxes_ignore'].tolist() == [[5, 5, 30, 30]]
+
+
+@pytest.mark.parametrize('categories, complaint', [
+    ([dict(id=3, name='dog'), dict(id=3, name='cat')], 'ids of categories .* not unique: 3'), ([dict(name='dog')], "categories .* lacks 'id'"),
+    ([dict(id=3, name='dog'), dict(id=5, name='cat'), dict(id=7, name='cat')], "2 categories called 'cat'"), (['dog'], "categories .* lacks 'id'")])
+def test_categories_beyond_repair(tmp_path, categories, complaint):
+    "Each would give boxes a wrong label, or none"
+    with pytest.raises(ValueError, match=complaint): CocoDataset(coco_file(tmp_path / 'a.json', categories=categories), [], PETS)
+
+
+def test_boxes_of_no_category_are_counted(tmp_path):
+    content = json.load(open(coco_file(tmp_path / 'a.json')))
+    for a in content['annotations']: a['category_id'] = 1
+    with pytest.raises(ValueError, match=r'3 boxes of categories it does not list \(annotation 1: category_id 1\) left out'):
+        CocoDataset(coco_file(tmp_path / 'a.json', **content), [], PETS)
+
+
+@pytest.mark.parametrize('segmentation, complaint', [(None, 'segmentation None; masks need'), ([[1, 1, 5, 5]], 'three corners or more'),
+                                                     (dict(counts='1'), 'size and counts')])
+def test_masks_that_are_none(tmp_path, segmentation, complaint):
+    Image.new('RGB', (100, 80)).save(tmp_path / '11.jpg')
+    content = json.load(open(coco_file(tmp_path / 'a.json')))
+    content['annotations'][0]['segmentation'] = segmentation
+    ds = CocoDataset(coco_file(tmp_path / 'a.json', **content), [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask=True)],
+                     PETS, img_prefix=str(tmp_path))
+    with pytest.raises(ValueError, match=complaint) as e: ds[0]
+    assert any('11.jpg' in note for note in e.value.__notes__)
+
+
+@pytest.mark.parametrize('change, complaint', [
+    (dict(ann=None), "1.jpg in .* has no annotations: its entry lacks 'ann'"), (dict(ann=[1]), 'ann of entry 0 .* must be a dict'),
+    (dict(width=None), "lacks 'width' and 'height'.*None and 80"), (dict(ann=dict(bboxes=[['a', 1, 5, 5]], labels=[0])), r'bboxes of entry 0'),
+    (dict(ann=dict(bboxes=[[1, 1, 5], [1, 1, 5, 5]], labels=[0, 1])), 'bboxes of entry 0'),
+    (dict(ann=dict(bboxes=[[1, 1, 50, 50]], labels=[.7])), r'labels of entry 0 .* whole numbers')])
+def test_entries_of_the_middle_format_that_are_wrong(tmp_path, change, complaint):
+    dump([{**dict(filename='1.jpg', width=100, height=80, ann=dict(bboxes=[[1, 1, 50, 50]], labels=[0])), **change}], str(tmp_path / 'a.pkl'))
+    with pytest.raises(ValueError, match=complaint): CustomDataset(str(tmp_path / 'a.pkl'), [], PETS)
+
+
+def test_without_class_names_labels_are_counted(tmp_path):
+    dump([dict(filename='1.jpg', width=100, height=80, ann=dict(bboxes=[[1, 1, 50, 50]], labels=[2]))], str(tmp_path / 'a.pkl'))
+    assert CustomDataset(str(tmp_path / 'a.pkl'), []).summary().boxes.tolist() == [0, 0, 1]
+    dump([dict(filename='1.jpg', width=100, height=80)], str(tmp_path / 'b.pkl'))
+    assert CustomDataset(str(tmp_path / 'b.pkl'), [], PETS, test_mode=True).summary().boxes.tolist() == [0, 0]
 
 
 def test_official_malformed_sample():
@@ -90,7 +136,9 @@ def test_class_names(tmp_path):
     with pytest.raises(ValueError, match=r'\(79 of 80\).*and 74 more') as e:
         CocoDataset(coco_file(tmp_path / 'b.json', categories=[dict(id=3, name='dog'), dict(id=5, name='kitten')]), [])
     with pytest.raises(ValueError, match='a comma'): CocoDataset(path, [], 'dog')
-    (tmp_path / 'names.txt').write_text('cat\n')
+    with pytest.raises(ValueError, match="name 'cat' twice"): CocoDataset(path, [], ('cat', 'cat'))
+    (tmp_path / 'names.txt').write_bytes('\ufeffcat\r\n\n'.encode())              # as Windows editors leave it
+    assert CocoDataset(path, [], tmp_path / 'names.txt').CLASSES == ['cat']
     assert CocoDataset(path, [], str(tmp_path / 'names.txt')).CLASSES == ['cat']
     with pytest.raises(ValueError, match='not int'): CocoDataset(path, [], 80)
 

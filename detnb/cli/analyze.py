@@ -74,7 +74,10 @@ def evaluate(args: argparse.Namespace) -> None:
     if not args.eval and not args.format_only: raise UsageError('say what to do: --eval METRIC or --format-only')
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
     (cfg, predictions), options = predictions_of(args, args.pkl_results), args.eval_options or {}
-    if args.format_only: predictions.dataset.format_results(list(predictions.results), **options)
+    if args.format_only:
+        from .test import check_prefix
+        check_prefix(predictions.dataset, options)
+        predictions.dataset.format_results(list(predictions.results), **options)
     else: print(dict(predictions.evaluate(args.eval, cfg.get('evaluation'), **options)))
 
 def sizes_options(p: argparse.ArgumentParser) -> None:

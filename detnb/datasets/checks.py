@@ -19,7 +19,9 @@ from ..foundation.errors import suggest
 def check_names(classes, # the dataset's CLASSES
                 names,   # the names that the file has
                 where: str): # the file, for the message
-    "Raise where a class is not in the annotation file"
+    "Raise where a class is not in the annotation file, or is named twice"
+    twice = [c for i, c in enumerate(classes) if c in classes[:i]]
+    if twice: raise ValueError(f'classes name {twice[0]!r} twice; each class has one label: {tuple(classes)!r:.200}')
     missing = [c for c in classes if c not in set(names)]
     if not missing: return
     each = '; '.join(f'{c!r}{suggest(c, names, 1).replace("; ", ": ")}' for c in missing[:5])
@@ -58,12 +60,13 @@ def check_boxes(boxes: np.ndarray, # (N, 4) xyxy, pixels
         raise ValueError(f'no box in {where} reaches past coordinate 1, e.g. {boxes[0].tolist()}: '
                          'these look like fractions of the image; pixels are needed')
     outside = (boxes[:, 2:] <= 0).any(1) | ((boxes[:, :2] >= sizes) & (sizes > 0)).any(1)
-    faults = {'is not finite': ~finite, 'has its right or lower edge before its left or upper one': (side < 0).any(1),
+    faults = {'is not finite, in an image': ~finite, 'has its right or lower edge before its left or upper one, in an image': (side < 0).any(1),
               'lies outside the image': outside & ~empty}
     bad = np.flatnonzero(np.any(list(faults.values()), 0))
     if not len(bad): return empty
+    size = lambda i: f' of {sizes[i, 0]:g}x{sizes[i, 1]:g}' if sizes[i].any() else ''
     why = lambda i: next(text for text, mask in faults.items() if mask[i])
-    lines = [f'  {name(i)}: {boxes[i].round(2).tolist()} {why(i)} of {sizes[i, 0]:g}x{sizes[i, 1]:g}' for i in bad[:5]]
+    lines = [f'  {name(i)}: {boxes[i].round(2).tolist()} {why(i)}{size(i)}' for i in bad[:5]]
     raise ValueError(f'{len(bad)} of {len(boxes)} boxes (x1, y1, x2, y2) in {where} are beyond repair; correct or remove them:\n'
                      + '\n'.join(lines) + (f'\n  and {len(bad) - 5} more' if len(bad) > 5 else ''))
 

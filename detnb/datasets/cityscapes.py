@@ -18,6 +18,8 @@ from .coco import CocoDataset
 from ..drawing.palette import CITYSCAPES_PALETTE
 from ..evaluation.cityscapes import evaluate_instances, mask_overlaps
 from ..evaluation.class_names import CITYSCAPES_CLASSES
+from ..foundation.files import atomic_write
+from ..foundation.images import imwrite
 from ..foundation.logging import print_log
 
 # %% ../../nbs/datasets/16_cityscapes.ipynb #18b2874d
@@ -51,10 +53,10 @@ def results2txt(self: CityscapesDataset,
         pairs = [(c, box, mask) for c, (boxes, masks) in enumerate(zip(*result[:2])) for box, mask in zip(boxes, masks)]
         for i, (c, box, mask) in enumerate(pairs):
             name = f'{stem}_{i}_{self.CLASSES[c]}.png'
-            Image.fromarray(as_mask(mask).astype(np.uint8)).save(folder/name)
+            imwrite(as_mask(mask).astype(np.uint8), folder/name)
             lines.append(f'{name} {CLASS_IDS[self.CLASSES[c]]} {box[-1]}\n')
         files.append(str(folder/f'{stem}_pred.txt'))
-        Path(files[-1]).write_text(''.join(lines))
+        with atomic_write(files[-1]) as f: f.write(''.join(lines))
     return files
 
 def as_mask(mask): # (H, W) array, or COCO's run-length encoding of it

@@ -41,9 +41,11 @@ def segments_of(data:dict,    # what a panoptic JSON holds
             raise ValueError(f"an annotation of image {ann['image_id']} in {where} lacks 'segments_info': is it a file of instances? "
                              'The panoptic one is called panoptic_*.json')
         at = row[ann['image_id']]; files[at] = ann.get('file_name')
-        for s, cat in zip(ann['segments_info'], column(ann['segments_info'], 'category_id', where)):
-            usable = s['area'] > 0 and min(s['bbox'][2:]) >= 1
-            found[at].append((s['id'], cat, s['area'], s.get('iscrowd', 0), usable))
+        segments = ann['segments_info']
+        check_ids(segments, f'segments of image {ann["image_id"]}', where)
+        for s, *(cat, area, box) in zip(segments, *(column(segments, key, where) for key in ('category_id', 'area', 'bbox'))):
+            usable = area > 0 and min(box[2:]) >= 1
+            found[at].append((s['id'], cat, area, s.get('iscrowd', 0), usable))
             if cat in things: boxes.append(dict(s, id=f'{s["id"]} of image {ann["image_id"]}', image_id=ann['image_id'], segmentation=s['id']))
     return [np.array(f, np.int64).reshape(-1, 5) for f in found], boxes, files
 
@@ -65,6 +67,7 @@ class CocoPanopticDataset(CocoDataset):
         if not self.test_mode and not isinstance(data.get('annotations'), list):
             raise ValueError(f"annotation file {ann_file!r} lacks the list annotations, which training needs; it has {', '.join(data)}")
         check_ids(data['images'], 'images', where)
+        check_ids(data['categories'], 'categories', where); column(data['categories'], 'isthing', where)
         self.categories = {c['id']: c for c in data['categories']}
         ids = {c['name']: c['id'] for c in data['categories']}
         check_names(self.CLASSES, list(ids), where)

@@ -6,8 +6,9 @@
 __all__ = ['CustomDataset']
 
 # %% ../../nbs/datasets/10_custom.ipynb #81e55082
-import os.path as osp
+import os, os.path as osp
 from collections import OrderedDict
+from numbers import Number
 import numpy as np
 from fastcore.basics import patch
 from .builder import DATASETS
@@ -16,8 +17,10 @@ from .middle import pack_infos, read_middle
 from .packed import PackedList
 from .samples import PipelineDataset
 from .transforms.compose import Compose
+from ..evaluation.class_names import read_names
 from ..evaluation.voc import evaluate_voc
-from ..foundation.files import list_from_file, load
+from ..foundation.files import load
+from ..foundation.missing import missing_file
 
 # %% ../../nbs/datasets/10_custom.ipynb #6ab3907a
 @DATASETS.register_module()
@@ -56,12 +59,12 @@ def get_classes(cls: CustomDataset, classes=None): # None, a file with a name a 
     "The class names that a `classes` argument means"
     if classes is None: return cls.CLASSES
     if isinstance(classes, (tuple, list)): return classes
-    if not isinstance(classes, str):
+    if not isinstance(classes, (str, os.PathLike)):
         raise ValueError(f'classes must be a tuple or list of names or a file with a name a line, not {type(classes).__name__}')
     if not osp.isfile(classes):
         raise ValueError(f'classes={classes!r} is a string, which means a file with a name a line, and there is no such file. '
                          f'One class needs a comma: ({classes!r},)')
-    return list_from_file(classes)
+    return read_names(classes)
 
 @patch
 def load_annotations(self: CustomDataset, ann_file: str) -> list:
@@ -71,12 +74,15 @@ def load_annotations(self: CustomDataset, ann_file: str) -> list:
 @patch
 def load_proposals(self: CustomDataset, proposal_file: str) -> list: # (n, 4) or (n, 5) an image
     "Read proposals for each image"
+    if not osp.isfile(proposal_file): raise missing_file(proposal_file, 'proposal_file')
     return load(proposal_file)
 
 @patch
 def _pack(self: CustomDataset, infos) -> PackedList:
     infos, counts, notes = pack_infos(infos, self.ann_file, None if self.CLASSES is None else len(self.CLASSES), self.test_mode)
     self.notes += notes
+    lacking = [i for i in range(len(infos)) if self._bare(infos[i])] if not self.test_mode else []
+    if lacking: raise ValueError(self._no_ann(infos[lacking[0]], f', as do {len(lacking) - 1} more' if lacking[1:] else ''))
     if counts is not None: warn_unused(self.CLASSES, counts, str(self.ann_file))
     return infos
 
@@ -97,8 +103,10 @@ def _note(self: CustomDataset, small: int, bare: int, min_size: int):
 
 @patch
 def _size(self: CustomDataset, i: int, info: dict) -> tuple:
-    if 'width' in info and 'height' in info: return info['width'], info['height']
-    raise ValueError(f"entry {i} of {self.ann_file} ({info.get('filename')}) lacks 'width' and 'height', which training needs")
+    size = info.get('width'), info.get('height')
+    if all(isinstance(n, Number) for n in size): return size
+    raise ValueError(f"entry {i} of {self.ann_file} ({info.get('filename')}) lacks 'width' and 'height', which training needs, in pixels: "
+                     f'they are {size[0]!r} and {size[1]!r}')
 
 @patch
 def _keep(self: CustomDataset, indices) -> None:
@@ -117,7 +125,18 @@ def _set_group_flag(self: CustomDataset):
 @patch
 def get_ann_info(self: CustomDataset, idx: int) -> dict: # bboxes (n, 4), labels (n,), bboxes_ignore, labels_ignore ...
     "The annotations of image `idx`"
-    return self.data_infos[idx]['ann']
+    info = self.data_infos[idx]
+    if info.get('ann') is None: raise ValueError(self._no_ann(info))
+    return info['ann']
+
+@patch
+def _bare(self: CustomDataset, info: dict) -> bool: # whether an entry should have `ann` and has none
+    return type(self).get_ann_info is CustomDataset.get_ann_info and info.get('ann') is None
+@patch
+def _no_ann(self: CustomDataset, info: dict, more: str = '') -> str:
+    return (f"{info['filename']} in {self.ann_file} has no annotations: its entry lacks 'ann'{more}. "
+            'An image on which there is nothing has ann=dict(bboxes=[], labels=[])')
+
 @patch
 def get_cat_ids(self: CustomDataset, idx: int) -> list:
     "The labels on image `idx`, one for each box"
@@ -136,10 +155,10 @@ def get_cat2imgs(self: CustomDataset) -> dict: # label -> indices of the images 
 @patch
 def summary(self: CustomDataset) -> DatasetSummary:
     "What is in the dataset: classes, counts, what was left out"
-    classes = tuple(self.CLASSES or ())
+    found = [np.asarray(self.get_ann_info(i)['labels'], int) for i in range(len(self)) if not self._bare(self.data_infos[i])]
+    classes = tuple(self.CLASSES or map(str, range(max((labels.max(initial=-1) for labels in found), default=-1) + 1)))
     boxes, images = np.zeros((2, len(classes)), int)
-    for i in range(len(self)):
-        labels = np.asarray(self.get_ann_info(i)['labels'], int)
+    for labels in found:
         boxes += np.bincount(labels, minlength=len(classes)); images += np.bincount(np.unique(labels), minlength=len(classes))
     return self._summary(classes, boxes, images)
 

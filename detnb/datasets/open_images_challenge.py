@@ -6,10 +6,10 @@
 __all__ = ['OpenImagesChallengeDataset']
 
 # %% ../../nbs/datasets/19_open_images_challenge.ipynb #4e465c5d
-import csv, os.path as osp
+import os.path as osp
 import numpy as np
 from .builder import DATASETS
-from .open_images import FLAGS, OpenImagesDataset
+from .open_images import FLAGS, OpenImagesDataset, class_rows
 from ..foundation.files import list_from_file
 from ..foundation.missing import missing_file
 
@@ -19,8 +19,7 @@ class OpenImagesChallengeDataset(OpenImagesDataset):
     "The Open Images challenge of 2019"
     def read_classes(self, path: str) -> tuple: # code -> label, names
         "Codes and names of the classes, in the order of their numbers"
-        if not osp.isfile(path): raise missing_file(path, 'label_file')
-        with open(path, encoding='utf-8', newline='') as f: rows = sorted((row for row in csv.reader(f) if row), key=lambda row: int(row[2]))
+        rows = sorted(class_rows(path, 'code', 'name', 'number'), key=lambda row: int(row[2]))
         self.numbers = {int(row[2]): i for i, row in enumerate(rows)}
         return {row[0]: i for i, row in enumerate(rows)}, tuple(row[1] for row in rows)
 
@@ -32,7 +31,11 @@ class OpenImagesChallengeDataset(OpenImagesDataset):
             try: n = int(lines[i + 2])
             except ValueError: raise ValueError(f'line {i + 3} of {path} should be the number of boxes on {lines[i]}, not {lines[i + 2]!r}') from None
             which += [len(names)] * n
-            names.append(lines[i].rstrip()); rows += [line.split() for line in lines[i + 3:i + 3 + n]]
+            mine = [line.split() for line in lines[i + 3:i + 3 + n]]
+            odd = next((k for k, row in enumerate(mine) if len(row) != 6), len(mine) if len(mine) < n else None)
+            if odd is not None: raise ValueError(f'line {i + 4 + odd} of {path} should be one of {n} boxes on {lines[i]}: '
+                                                 'class number, x1, y1, x2, y2, group or not')
+            names.append(lines[i].rstrip()); rows += mine
             i += 3 + n
         values = np.array(rows, float).reshape(-1, 6)
         strange = set(values[:, 0].astype(int).tolist()) - set(self.numbers)

@@ -25,7 +25,11 @@ from ..structures.panoptic import INSTANCE_OFFSET, VOID, id2rgb, rgb2id
 # %% ../../nbs/datasets/17_panoptic_results.ipynb #2c4613a6
 @patch
 def _found(self: CocoPanopticDataset, idx: int, result) -> tuple: # the map with void as 0; dicts of its segments
-    pan, info = np.asarray(result['pan_results'] if isinstance(result, dict) else result), self.data_infos[idx]
+    info, pan = self.data_infos[idx], result.get('pan_results') if isinstance(result, dict) else result
+    if isinstance(pan, list) or getattr(pan, 'ndim', 0) != 2:
+        raise TypeError(f'the result of {info["filename"]} must be a dict with pan_results, a map (height, width), as of a panoptic detector; '
+                        f'it is a {type(result).__name__}' + (f' of {", ".join(result)}' if isinstance(result, dict) else ''))
+    pan = np.asarray(pan)
     areas = np.bincount(pan.ravel())
     numbers = np.flatnonzero(areas); labels = numbers % INSTANCE_OFFSET
     if (labels > len(self.CLASSES)).any():

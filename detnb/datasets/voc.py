@@ -30,8 +30,10 @@ def read_xml(path: str # of an annotation
     if not osp.isfile(path): raise missing_file(path, 'annotation file')
     try: root = ET.parse(path).getroot()
     except ET.ParseError as e: raise ValueError(f'annotation file {path!r} is not XML: {e}') from e
-    try: size = int(root.find('size/width').text), int(root.find('size/height').text)
-    except AttributeError: size = None
+    sides = [(root.findtext(f'size/{side}') or '0').strip() for side in ('width', 'height')]
+    try: size = tuple(int(float(s)) for s in sides)
+    except ValueError: raise ValueError(f'{path!r} gives the size as {sides[0]!r} x {sides[1]!r}; numbers of pixels are needed') from None
+    if not all(size): size = None
     objects = []
     for i, obj in enumerate(root.iter('object')):
         try: box = tuple(int(float(obj.find(f'bndbox/{corner}').text)) - 1 for corner in ('xmin', 'ymin', 'xmax', 'ymax'))

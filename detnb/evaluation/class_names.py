@@ -7,12 +7,13 @@ __all__ = ['COCO_CLASSES', 'VOC_CLASSES', 'CITYSCAPES_CLASSES', 'WIDER_FACE_CLAS
            'LVIS_V05_CLASSES', 'LVIS_V1_CLASSES', 'OBJECTS365_V1_CLASSES', 'OBJECTS365_V2_CLASSES', 'CLASS_LISTS',
            'coco_classes', 'voc_classes', 'cityscapes_classes', 'wider_face_classes', 'imagenet_det_classes',
            'imagenet_vid_classes', 'oid_v6_classes', 'oid_challenge_classes', 'objects365v1_classes',
-           'objects365v2_classes', 'get_classes']
+           'objects365v2_classes', 'read_names', 'get_classes']
 
 # %% ../../nbs/evaluation/05_class_names.ipynb #5b8ba850
-import json
+import json, os
 from importlib.resources import files
 from ..foundation.errors import suggest
+from ..foundation.files import list_from_file
 
 # %% ../../nbs/evaluation/05_class_names.ipynb #23ba8940
 COCO_CLASSES = tuple('''person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -53,6 +54,11 @@ def objects365v1_classes() -> list: return list(OBJECTS365_V1_CLASSES)
 def objects365v2_classes() -> list: return list(OBJECTS365_V2_CLASSES)
 
 # %% ../../nbs/evaluation/05_class_names.ipynb #481ad8c4
+def read_names(path: str | os.PathLike # a text file with a name a line
+              ) -> list:              # without empty lines, and without the mark that some editors put first
+    "Class names from a file"
+    return [name for name in list_from_file(path, encoding='utf-8-sig') if name.strip()]
+
 def get_classes(dataset: str, # name of a dataset, or one of its nicknames
                ) -> list:     # class names, label order
     "Class names of a well-known dataset"

@@ -7,12 +7,12 @@ __all__ = ['FLAGS', 'rgb2bgr', 'ImageError', 'imfrombytes', 'imread', 'imwrite',
            'rescale_size', 'imrescale', 'imflip', 'impad', 'impad_to_multiple', 'imnormalize', 'imdenormalize']
 
 # %% ../../nbs/foundation/60_images.ipynb #ae98dac2
-import io, os
+import glob, io, os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .files import atomic_write
@@ -55,7 +55,8 @@ def imfrombytes(content: bytes,              # an encoded picture
             img.load()
             return _to_array(img, flag, channel_order, backend == 'pillow')
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        what = 'the file is empty' if not len(content) else f'{e}; {len(content)} bytes, beginning with {bytes(content[:16])!r}'
+        why = 'it is no picture that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
+        what = 'the file is empty' if not len(content) else f'{why}; {len(content)} bytes, beginning with {bytes(content[:16])!r}'
         raise ImageError(f'cannot decode {name or "the picture"}: {what}') from e
 
 # %% ../../nbs/foundation/60_images.ipynb #aa136ee6
@@ -74,7 +75,8 @@ def imread(img_or_path: Any,              # path, bytes, array (returned as it i
     try: content = path.read_bytes()
     except FileNotFoundError as e:
         above = next((p for p in path.parents if p.exists()), None)
-        where = '' if above == path.parent else f'; of its folders only {above} exists'
+        twin = next((p.name for p in path.parent.glob(f'{glob.escape(path.stem)}.*')), None)
+        where = (f'; there is {twin} beside it' if twin else '') if above == path.parent else f'; of its folders only {above} exists'
         fetch = how_to_get(path)
         raise FileNotFoundError(f'no such picture: {path}{where}' + (f'; {fetch}' if fetch else '')) from e
     return imfrombytes(content, flag, channel_order, backend, name=str(path))

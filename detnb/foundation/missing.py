@@ -34,6 +34,7 @@ def how_to_get(path: str | os.PathLike) -> str: # empty where the path does not 
 # %% ../../nbs/foundation/12_missing.ipynb #91e7647f
 def missing_file(path: str | os.PathLike,
                  what: str = 'file',           # what it should be, such as 'annotation file'
+                 named: bool = True,           # whether a config names it
                 ) -> FileNotFoundError:        # to be raised
     "An error that says what is missing and what to do next"
     path = Path(path)
@@ -47,7 +48,7 @@ def missing_file(path: str | os.PathLike,
     fetch = how_to_get(path)
     move = 'data that lie elsewhere are found with data_root or ann_file and img_prefix in the config'
     if 'data' in path.parts[:1]: move += ', or MMDET_DATASETS=<folder>/ in the environment'
-    return FileNotFoundError('; '.join([f'{what} {str(path)!r} does not exist: {place}', *([fetch] if fetch else []), move]))
+    return FileNotFoundError('; '.join([f'{what} {str(path)!r} does not exist: {place}', *([fetch] if fetch else []), *([move] if named else [])]))
 
 # %% ../../nbs/foundation/12_missing.ipynb #26954c32
 def unreadable(path: str | os.PathLike,

@@ -59,5 +59,5 @@ def config_image_metas(cfg,                  # a config; its data.val names the 
                       ) -> tuple:            # the metas, the file
     "Shapes of the pictures of a config's validation set"
     val = cfg.data.val
-    path = Path(out) if len(Path(out).parts) > 1 else Path(val.ann_file).parent/out
+    path = Path(out) if os.path.dirname(out) else Path(val.ann_file).parent/out
     return get_image_metas(val.ann_file, val.get('img_prefix') or '', path, nproc, track), path

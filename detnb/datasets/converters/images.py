@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from PIL import Image
 
-from .instances import image_entry, save_coco
-from ...foundation.files import list_from_file, scandir
+from .instances import image_entry, one_each, save_coco
+from ...evaluation.class_names import read_names
+from ...foundation.files import scandir
 
 # %% ../../../nbs/datasets/converters/15_images.ipynb #4760cb10
 def is_picture(name: str,       # of a file
@@ -26,7 +27,7 @@ def class_names(classes) -> list: # names, or a text file with a name a line
     "Class names from a list or a file"
     if not isinstance(classes, (str, os.PathLike)): return list(classes)
     if not os.path.isfile(classes): raise FileNotFoundError(f'the file of class names {str(classes)!r} does not exist; it has a name a line')
-    names = [line.strip() for line in list_from_file(classes) if line.strip()]
+    names = [name.strip() for name in read_names(classes)]
     if not names: raise ValueError(f'{classes} has no class name; it has a name a line')
     return names
 
@@ -37,7 +38,7 @@ def quiet(items: Iterable, total: int | None = None, label: str = '') -> Iterabl
 
 def list_file(img_path, out) -> Path: # folder of the pictures, what the user called the file
     "Where the list of a folder's pictures goes"
-    return Path(out) if len(Path(out).parts) > 1 else Path(img_path).parent/'annotations'/out
+    return Path(out) if os.path.dirname(out) else Path(img_path).parent/'annotations'/out
 
 def images_to_coco(img_path: str | os.PathLike, # folder of the pictures
                    classes,                     # names, or a text file with a name a line
@@ -46,7 +47,7 @@ def images_to_coco(img_path: str | os.PathLike, # folder of the pictures
                    track: Callable = quiet,     # shows how far it is
                   ) -> dict:                    # what was written
     "List a folder's pictures as a COCO file without annotations"
-    folder, names = Path(img_path), class_names(classes)
+    folder, names = Path(img_path), one_each(class_names(classes))
     if not folder.is_dir(): raise FileNotFoundError(f'the folder of pictures {str(folder)!r} does not exist')
     if out is not None and Path(out).suffix != '.json': raise ValueError(f'{str(out)!r} must end in .json')
     files = [Path(f).as_posix() for f in scandir(folder, recursive=True) if is_picture(f, exclude_extensions)]

@@ -75,8 +75,8 @@ def voc_to_coco(devkit_path: str | os.PathLike, # folder with VOC2007, VOC2012 o
     devkit, files = Path(devkit_path), []
     years = [y for y in ('2007', '2012') if (devkit/f'VOC{y}').is_dir()]
     if not years:
-        raise FileNotFoundError(f'{devkit} holds neither VOC2007 nor VOC2012. To fetch the first to data/VOCdevkit: '
-                                'detnb download --dataset-name voc2007 --unzip')
+        why = 'holds neither VOC2007 nor VOC2012' if devkit.is_dir() else 'is no folder'
+        raise FileNotFoundError(f'{devkit} {why}. To fetch the first to data/VOCdevkit: detnb download --dataset-name voc2007 --unzip')
     known = {(y, s): voc_infos(devkit, y, s, classes, track) for y in years for s in ('train', 'val', 'trainval', 'test')
              if (devkit/f'VOC{y}'/'ImageSets'/'Main'/f'{s}.txt').is_file()}
     for group in [[y] for y in years] + ([years] if len(years) == 2 else []):

@@ -38,6 +38,7 @@ def split_coco(data_root: str | os.PathLike = './data/coco/', # folder with anno
     data = data or read_coco(Path(data_root)/ann_file)
     rows, files = labeled_rows(len(data['images']), percent, fold), []
     chosen = {img['id'] for img, keep in zip(data['images'], rows) if keep}
+    if not chosen: raise ValueError(f'{percent:g} percent of the {len(rows)} images of {Path(data_root)/ann_file} are not one')
     for suffix, wanted in (('', True), ('-unlabeled', False)):
         part = dict(data, images=[img for img in data['images'] if (img['id'] in chosen) == wanted],
                     annotations=[a for a in data.get('annotations') or [] if (a['image_id'] in chosen) == wanted])
@@ -52,6 +53,8 @@ def split_coco_folds(data_root: str | os.PathLike = './data/coco/', out_dir: str
                      track: Callable = quiet,       # shows how far it is
                     ) -> list:                      # paths, two a split
     "All splits of semi-supervised COCO"
+    if fold < 1: raise ValueError(f'fold must be at least 1, not {fold}: it is how many splits of each percentage there are')
     data = read_coco(Path(data_root)/ann_file)
+    for p in labeled_percent: labeled_rows(len(data['images']), p, 1)       # complains of a wrong one before anything is written
     wanted = [(p, k) for k in range(1, fold + 1) for p in labeled_percent]
     return [path for p, k in track(wanted, len(wanted), 'splits') for path in split_coco(data_root, out_dir, p, k, ann_file, data)]

@@ -11,7 +11,7 @@ import os
 import numpy as np
 from .instances import image_entry, instance, save_coco
 from ...foundation.files import load
-from ...foundation.missing import missing_file
+from ...foundation.missing import missing_file, unreadable
 
 # %% ../../../nbs/datasets/converters/10_via.ipynb #2685473d
 def via_images(data: dict,  # what a VIA JSON holds
@@ -21,12 +21,18 @@ def via_images(data: dict,  # what a VIA JSON holds
     pictures = data.get('_via_img_metadata', data) if isinstance(data, dict) else None
     if not isinstance(pictures, dict) or not all(isinstance(p, dict) and 'filename' in p and 'regions' in p for p in pictures.values()):
         raise ValueError(f'{where} is not what VIA saves: a picture with filename and regions under each key is needed')
+    if not pictures: raise ValueError(f'{where} has no picture')
     return [(p['filename'], list(p['regions'].values()) if isinstance(p['regions'], dict) else list(p['regions'])) for p in pictures.values()]
 
 # %% ../../../nbs/datasets/converters/10_via.ipynb #d12e792d
+def _numbers(value) -> bool: return all(map(_numbers, value)) if isinstance(value, list) else isinstance(value, (int, float))
+
 def via_outline(shape: dict # the `shape_attributes` of a region
                ) -> np.ndarray: # (P, 2) corners as they were clicked
     "The corners of a region"
+    if not isinstance(shape, dict): raise ValueError(f'its shape is {shape!r:.80}; a name and coordinates are needed')
+    words = {k: v for k, v in shape.items() if k != 'name' and not _numbers(v)}
+    if words: raise ValueError(f'its shape has {words}; numbers are needed')
     name, v = shape.get('name'), shape
     if name in ('polygon', 'polyline'):
         if len(v['all_points_x']) != len(v['all_points_y']):
@@ -53,8 +59,11 @@ def via_to_coco(ann_file: str,          # VIA's JSON
     classes, images, annotations = list(classes), [], []
     if len(classes) > 1 and attribute is None:
         raise ValueError(f'{len(classes)} classes, and which is which? Name the region attribute that tells: attribute=...')
-    if not os.path.isfile(ann_file): raise missing_file(ann_file, "the annotator's file")
-    for image_id, (file_name, regions) in enumerate(via_images(load(ann_file), str(ann_file))):
+    if out_file is not None and not str(out_file).endswith('.json'): raise ValueError(f'{str(out_file)!r} must end in .json')
+    if not os.path.isfile(ann_file): raise missing_file(ann_file, "the annotator's file", named=False)
+    try: data = load(ann_file, 'json')
+    except ValueError as e: raise unreadable(ann_file, e, 'JSON') from e
+    for image_id, (file_name, regions) in enumerate(via_images(data, str(ann_file))):
         image = image_entry(image_id, file_name, image_prefix, str(ann_file))
         images.append(image)
         for i, region in enumerate(regions):
@@ -73,6 +82,7 @@ def via_to_coco(ann_file: str,          # VIA's JSON
 # %% ../../../nbs/datasets/converters/10_via.ipynb #98f41afd
 def via_category(region: dict, classes: list, attribute: str | None) -> int: # category id
     "The class of a region"
+    if not isinstance(region, dict): raise ValueError(f'it is {region!r:.80}; an entry with shape_attributes and region_attributes is needed')
     if attribute is None: return 0
     name = region['region_attributes'][attribute]
     if name not in classes: raise ValueError(f'{attribute} is {name!r}, which is none of the classes {", ".join(classes)}')

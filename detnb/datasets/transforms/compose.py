@@ -34,6 +34,8 @@ class Compose:
     "Transforms one after another; stops with None where one of them gives up the sample"
     def __init__(self, transforms): # configs or callables, in order
         self.transforms = []
+        if not hasattr(transforms, '__iter__') or isinstance(transforms, (str, dict)):
+            raise TypeError(f'a pipeline is a list of transforms, not {transforms!r:.80}')
         for i, t in enumerate(transforms):
             if not isinstance(t, dict) and not callable(t):
                 raise TypeError(f'transform must be callable or a dict, but number {i} of the pipeline is {t!r}')

@@ -75,6 +75,8 @@ class LoadAnnotations(Transform):
         self.poly2mask, self.denorm_bbox, self.file_client_args = poly2mask, denorm_bbox or normed_bbox, file_client_args
 
     def __call__(self, results):
+        if 'ann_info' not in results:
+            raise KeyError('LoadAnnotations needs ann_info, and a dataset with test_mode=True gives none: leave it out of a test pipeline')
         if self.with_bbox: self.load_bboxes(results)
         if self.with_label: results['gt_labels'] = results['ann_info']['labels'].copy()
         if self.with_mask: self.load_masks(results)
@@ -95,8 +97,13 @@ class LoadAnnotations(Transform):
 # %% ../../../nbs/datasets/transforms/20_loading.ipynb #89768523
 def packed_code(mask, height: int, width: int) -> dict: # COCO's compressed run-length code
     "One object's polygons or run lengths as packed run lengths"
+    if not isinstance(mask, (list, dict)) or isinstance(mask, dict) and not {'size', 'counts'} <= set(mask):
+        raise ValueError(f'an object has the segmentation {mask!r:.80}; masks need a list of polygons, or run lengths with size and counts. '
+                         'Without masks to train on, set with_mask=False')
     if isinstance(mask, list):
         if not mask: return coco_mask.encode(np.zeros((height, width), np.uint8, order='F'))
+        short = [p for p in mask if len(p) < 6]
+        if short: raise ValueError(f'an object has the polygon {short[0]}; x1, y1, x2, y2, ... of three corners or more are needed')
         return coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
     return coco_mask.frPyObjects(mask, height, width) if isinstance(mask['counts'], list) else mask
 
@@ -107,7 +114,9 @@ def paint(masks: list, height: int, width: int) -> np.ndarray: # (N, H, W) uint8
 
 def usable_polygons(polygons) -> list: # of (2P,) arrays
     "Polygons of at least three points, as arrays"
-    if not isinstance(polygons, list): raise TypeError('poly2mask=False needs polygons, but this object is given as run lengths')
+    if not isinstance(polygons, list):
+        given = 'as run lengths' if isinstance(polygons, dict) else f'with the segmentation {polygons!r}'
+        raise TypeError(f'poly2mask=False needs polygons, but this object is given {given}')
     arrays = [np.asarray(p, float) for p in polygons]
     return [p for p in arrays if len(p) % 2 == 0 and len(p) >= 6]
 
