@@ -38,7 +38,7 @@ class MultiImageMixDataset(IndexedDataset):
 
     def update_skip_type_keys(self, skip_type_keys) -> None: # names of transforms, or None: none
         "Leave these transforms out from now on"
-        names = [] if skip_type_keys is None else list(skip_type_keys)
+        names = [] if skip_type_keys is None else [skip_type_keys] if isinstance(skip_type_keys, str) else list(skip_type_keys)
         if not all(isinstance(n, str) for n in names): raise TypeError(f'skip_type_keys are names of transforms, not {names}')
         self._skip_type_keys = names
 

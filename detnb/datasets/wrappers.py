@@ -58,6 +58,7 @@ class IndexedDataset(Wrapper, Dataset):
 class RepeatDataset(IndexedDataset):
     "A dataset several times over"
     def __init__(self, dataset, times: int): # the dataset inside, and how often
+        if not isinstance(times, int) or times < 1: raise ValueError(f'times of RepeatDataset must be a whole number from 1 on, not {times!r}')
         self.times, self._ori_len = times, len(dataset)
         super().__init__(dataset, np.tile(np.arange(len(dataset)), times))
 
@@ -68,6 +69,8 @@ class ClassBalancedDataset(IndexedDataset):
     def __init__(self, dataset,            # the dataset inside
                  oversample_thr: float,    # t: classes on a smaller share of the images are repeated
                  filter_empty_gt: bool = True): # False: images without boxes count as a class of their own
+        if not isinstance(oversample_thr, (int, float)) or oversample_thr < 0:
+            raise ValueError(f'oversample_thr of ClassBalancedDataset is a share of the images, such as 0.001, not {oversample_thr!r}')
         self.oversample_thr, self.filter_empty_gt = oversample_thr, filter_empty_gt
         labels = [set(dataset.get_cat_ids(i)) for i in range(len(dataset))]
         if not filter_empty_gt: labels = [on_image or {len(dataset.CLASSES)} for on_image in labels]
