@@ -34,8 +34,9 @@ def draw_offender(ax, table: BoxTable, offender: Offender, title: str = ''): # a
     "What is wrong, on its image"
     i, rows = offender.image, list(offender.rows)
     ax.set(xticks=[], yticks=[])
-    short = lambda text: text if len(text) <= 22 else f'{text[:21]}…'
-    ax.set_title('\n'.join(filter(None, [title, basename(table.files[i])[-26:], short(offender.text)])), fontsize=6)
+    room = int(20 * ax.figure.get_figwidth() / ax.get_gridspec().ncols)                       # letters: twenty an inch
+    short = lambda text: text if len(text) <= room else f'{text[:room - 1]}…'
+    ax.set_title('\n'.join(filter(None, [title, basename(table.files[i])[-room:], short(offender.text)])), fontsize=6)
     try: img = imread(table.files[i])
     except OSError:
         ax.set_facecolor('#dddddd'); ax.set_box_aspect(.75)

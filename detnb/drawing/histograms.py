@@ -72,8 +72,8 @@ def count_picture(counts: dict,          # part of the data -> (I,) boxes on eac
     for p, (name, c) in enumerate(counts.items()):
         share, empty = np.full(len(c), 100 / max(len(c), 1)), int(np.sum(np.asarray(c) == 0))
         ax.hist(c, bins, weights=share, color=f'C{p}', histtype='stepfilled', alpha=.45,
-                label=f'{name}: {len(c)} images, {empty} of them without boxes')
+                label=f'{name}: {len(c)} images, {empty} without boxes')
         ax.hist(c, bins, weights=share, color=f'C{p}', histtype='step')
     ax.set_xlabel('boxes on an image', fontsize=8); ax.set_ylabel('% of the images', fontsize=8); ax.tick_params(labelsize=7)
-    if counts: picture.legend(fontsize=7, loc='outside upper center', ncols=2, frameon=False)
+    if counts: picture.legend(fontsize=7, loc='outside upper center', ncols=max(int(width // 2.4), 1), frameon=False)
     return picture
