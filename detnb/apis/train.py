@@ -170,7 +170,7 @@ def train_detector(model: nn.Module,
     "Train a detector; returns the runner, whose `log` holds the records"
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     check_keys(cfg)
-    compat_cfg(cfg)                                   # raises ValueError where an old field says other than a new one
+    compat_cfg(ConfigDict({k: cfg[k] for k in ('runner', 'total_epochs', 'data') if k in cfg}))       # old fields must not contradict new ones
     for ds in datasets: check_classes(model, ds, cfg)
     timestamp = timestamp or time.strftime('%Y%m%d_%H%M%S')
     log_file = str(Path(cfg.get('work_dir') or 'work_dirs/run')/f'{timestamp}.log')
