@@ -122,7 +122,6 @@ def show(self: FindsMistakes,
     for ax, i in zip(axes, idx.tolist()):
         ann = self.dataset.get_ann_info(i)
         draw_sample(ax, dict(result=self.results[i], gt_bboxes=ann['bboxes']), self.names, score_thr)
-        ax.title.set_fontsize(7)
     return picture
 
 @patch
