@@ -41,7 +41,7 @@ def fit_title(title, # above an image of a settled picture
               width: float): # pixels
     "Make a title small enough, and leave out its middle if it would be too small to read"
     needs, text = lambda: title.get_window_extent().width, title.get_text()
-    if needs() > width: title.set_fontsize(max(.95 * title.get_fontsize() * width / needs(), 6))      # sizes of letters come in steps
+    while needs() > width and title.get_fontsize() > 6: title.set_fontsize(title.get_fontsize() - .5)
     half = len(text) // 2
     while needs() > width and half > 1:
         half -= 1
