@@ -134,6 +134,16 @@ def test_format_only(trained, tmp_path):
     assert isinstance(json.loads((tmp_path/'sent.bbox.json').read_text()), list)
 
 
+@pytest.mark.parametrize('options, said', [
+    (['--format-only'], '--eval-options jsonfile_prefix='), (['--format-only', '--eval-options', 'txtfile_prefix=a'], 'jsonfile_prefix=./for_the_server, not txtfile_prefix'),
+    (['--eval', 'mAP'], "--eval: CocoDataset does not know the metric 'mAP'; it has bbox, segm")])
+def test_what_cannot_be_evaluated_is_told_before_the_test(trained, options, said, capsys, monkeypatch):
+    from detnb.cli import test
+    monkeypatch.setattr(test, 'load_model', lambda *args: pytest.fail('the detector was loaded'))
+    assert main(['test', str(trained/'tiny.py'), str(trained/'run'/'latest.pth'), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('argv, code, said', [
     (['test', 'a.py', 'a.pth'], 2, '--eval METRIC'),
     (['test', 'a.py', 'a.pth', '--eval', 'bbox', '--format-only'], 2, 'exclude'),

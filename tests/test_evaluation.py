@@ -175,6 +175,23 @@ def test_faster_coco_eval_agrees(oracle, monkeypatch):
         np.testing.assert_allclose(figures.recall, slow.recall, atol=1e-9)
 
 
+def test_detections_that_are_not_finite_find_nothing():
+    "pycocotools alone would give an AP above 0 for boxes of NaN"
+    truth = dict(images=[dict(id=1, width=99, height=99)], categories=[dict(id=1, name='a')],
+                 annotations=[dict(id=1, image_id=1, category_id=1, bbox=[10, 10, 20, 20], area=400, iscrowd=0)])
+    for bad in (np.nan, np.inf):
+        with pytest.warns(UserWarning, match='1 of 1 detections are not finite'):
+            records = results2records([[np.full((1, 5), bad, np.float32)]], [1], [1])['bbox']
+        assert evaluate_coco(truth, records)['mAP'] == 0
+
+
+@pytest.mark.parametrize('results, complaint', [
+    ([[np.zeros((0, 5))]] * 2, 'results of 1 classes for a dataset of 2'), ([[np.zeros((0, 5))] * 2, np.zeros((0, 5))], 'image 8 is a ndarray'),
+    ([[np.zeros((1, 4)), np.zeros((0, 5))]] * 2, r'image 7 has boxes of shape \(1, 4\)')])
+def test_results_of_another_form(results, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint): results2records(results, [7, 8], [1, 2])
+
+
 def test_coco_file_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.json'): read_coco(str(tmp_path / 'nowhere.json'))
     for text, complaint in (('{"images": [', 'is not JSON'), ('[]', 'holds a list'), ('{"images": []}', 'lacks the list categories; it has images')):

@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = read_config(args.config, args.cfg_options)
     from detnb.apis.test import multi_gpu_test, single_gpu_test
     from detnb.apis.train import loader_args
+    from detnb.datasets.checks import check_metrics
     from detnb.datasets.loader import build_dataloader
     from detnb.foundation.distributed import get_dist_info
     from detnb.foundation.environment import setup_multi_processes
@@ -127,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     with joined(args, cfg) as distributed:
         dataset = test_set(cfg)
         if args.format_only: check_prefix(dataset, args.eval_options or {})
+        try: check_metrics(dataset, args.eval, '--eval')
+        except ValueError as e: raise UsageError(str(e)) from e
         loader = build_dataloader(dataset, **loader_args(cfg, 'test', dist=distributed, shuffle=False))
         model = load_model(args, cfg, dataset)
         if distributed: results = multi_gpu_test(model, loader, args.tmpdir, args.gpu_collect)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_CLASSES', 'check_names', 'Strictness', 'as_filed', 'check_boxes', 'warn_order', 'warn_unused', 'DatasetSummary',
-           'class_conflicts', 'check_classes']
+           'class_conflicts', 'check_classes', 'check_metrics']
 
 # %% ../../nbs/datasets/25_checks.ipynb #628969a2
 import html, warnings
@@ -157,3 +157,15 @@ def check_classes(model,      # the detector
     some = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
     if bad: raise ValueError(f'{type(dataset).__name__} has {len(classes)} classes ({some}), but\n' + '\n'.join(bad)
                              + f'\nSet num_classes={len(classes)}, or give other classes=(...) to the datasets')
+
+# %% ../../nbs/datasets/25_checks.ipynb #metric02
+def check_metrics(dataset,      # the dataset that shall be evaluated, or several as one
+                  metric,       # a name or several; None: the dataset's usual one
+                  setting: str): # where it was asked for, such as '--eval'
+    "Raise where a dataset does not know a metric"
+    for inside in getattr(dataset, 'datasets', [dataset]):
+        known = getattr(inside, 'METRICS', None)
+        own = not getattr(type(inside), 'evaluate', check_metrics).__module__.startswith('detnb.')
+        wrong = [m for m in ([metric] if isinstance(metric, str) else metric or ()) if known and not own and m not in known]
+        if wrong: raise ValueError(f'{setting}: {type(inside).__name__} does not know the metric {wrong[0]!r}{suggest(wrong[0], known, 1)}; '
+                                   f'it has {", ".join(known)}')

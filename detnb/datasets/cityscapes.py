@@ -29,6 +29,7 @@ CLASS_IDS = dict(zip(CITYSCAPES_CLASSES, (24, 25, 26, 27, 28, 31, 32, 33)))
 class CityscapesDataset(CocoDataset):
     "Street scenes with instances (Cityscapes, arXiv:1604.01685)"
     CLASSES, PALETTE = CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+    METRICS = 'cityscapes', *CocoDataset.METRICS
 
 @patch
 def _filter_imgs(self: CityscapesDataset, min_size: int = 32) -> list: # least side, pixels; indices of the images to keep

@@ -27,6 +27,7 @@ from ..foundation.logging import print_log
 class CocoDataset(CustomDataset):
     "Images and instances from a COCO JSON file"
     CLASSES, PALETTE = COCO_CLASSES, COCO_PALETTE
+    METRICS = 'bbox', 'segm', 'proposal', 'proposal_fast'
     _coco, numbered = None, False     # numbered: the classes stand in the order of the file's ids
 
     def load_annotations(self, ann_file: str) -> list: # path of a COCO JSON; an entry an image

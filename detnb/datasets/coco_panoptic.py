@@ -55,6 +55,7 @@ class CocoPanopticDataset(CocoDataset):
     "Images with things and stuff, in COCO's panoptic format"
     CLASSES, PALETTE = COCO_CLASSES + COCO_STUFF_CLASSES, COCO_PANOPTIC_PALETTE
     THING_CLASSES, STUFF_CLASSES = COCO_CLASSES, COCO_STUFF_CLASSES
+    METRICS = 'PQ', 'pq', 'bbox', 'segm', 'proposal'
     def __init__(self, ann_file: str, pipeline: list,
                  ins_ann_file: str | None = None, # a COCO JSON of the things as instances, to evaluate bbox and segm with
                  classes=None, data_root: str | None = None, **kwargs): # as `CocoDataset`

@@ -26,7 +26,7 @@ from ..foundation.missing import missing_file
 @DATASETS.register_module()
 class CustomDataset(PipelineDataset):
     "Images and boxes in the middle format; the base of all datasets"
-    CLASSES, PALETTE = None, None
+    CLASSES, PALETTE, METRICS = None, None, ('mAP', 'recall')
     def __init__(self,
                  ann_file: str,           # the annotations
                  pipeline: list,          # transforms: configs or callables

@@ -82,7 +82,7 @@ def check_fractions(names: list, which, boxes, where: str): # pictures; (N,) who
 @DATASETS.register_module()
 class OpenImagesDataset(CustomDataset):
     "Open Images, version 6 (arXiv:1811.00982)"
-    relative = True # boxes are fractions of the picture
+    relative, METRICS = True, ('mAP',) # boxes are fractions of the picture
     read_classes, read_boxes = staticmethod(read_classes), staticmethod(read_boxes)
     def __init__(self, ann_file: str,
                  label_file: str = '',            # .csv: code, name; the order gives the labels
