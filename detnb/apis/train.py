@@ -19,7 +19,7 @@ from torch import nn
 import detnb.datasets, detnb.models, detnb.training # all parts that configs name
 from .test import for_batches, multi_gpu_test, single_gpu_test
 from ..datasets.builder import build_dataset
-from ..datasets.checks import check_classes
+from ..datasets.checks import check_classes, check_metrics
 from ..datasets.loader import build_dataloader
 from ..foundation.checkpoint import read_checkpoint
 from ..foundation.config_dict import ConfigDict, origin
@@ -153,7 +153,9 @@ def add_evaluation(runner, cfg: Any, distributed: bool) -> None:
     val, args = cfg.data.val.copy(), loader_args(cfg, 'val', dist=distributed, shuffle=False)
     if args['samples_per_gpu'] > 1 and 'pipeline' in val: val.pipeline = for_batches(val.pipeline)
     val.pop('samples_per_gpu', None)
-    loader = build_dataloader(build_dataset(val, dict(test_mode=True)), **args)
+    dataset = build_dataset(val, dict(test_mode=True))
+    check_metrics(dataset, (cfg.get('evaluation') or {}).get('metric'), 'evaluation.metric')
+    loader = build_dataloader(dataset, **args)
     options = {'by_epoch': isinstance(runner, EpochBasedRunner), 'test_fn': multi_gpu_test if distributed else single_gpu_test,
                **(cfg.get('evaluation') or {})}
     runner.register_hook((DistEvalHook if distributed else EvalHook)(loader, **options), 'LOW')
