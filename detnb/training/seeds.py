@@ -29,8 +29,8 @@ def set_random_seed(seed: int,                   # any whole number from 0 to 2*
 def init_random_seed(seed: int | None = None, # given: just that
                      device: str = 'cuda',    # kept for MMDetection's signature; the seed travels by the processes' own group
                     ) -> int:
-    "`seed`, or a new one that is the same in all processes"
-    return seed if seed is not None else broadcast(int(np.random.SeedSequence().entropy % 2**31))
+    "`seed`, or a new one that is the same in all processes; it is drawn by NumPy, so that `set_random_seed` decides it too"
+    return seed if seed is not None else broadcast(int(np.random.randint(2**31)))
 
 # %% ../../nbs/training/08_seeds.ipynb #4d89f4d5
 def random_state() -> dict:
