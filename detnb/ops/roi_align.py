@@ -76,10 +76,10 @@ def roi_align(
     "RoI Align (He et al., Mask R-CNN, 2017)."
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if rois.dim() != 2 or rois.shape[1] != 5: raise ValueError(f'rois of shape {tuple(rois.shape)}: (K, 5) wanted, image index and box; see bbox2roi')
-    compute = input.float() if input.device.type == 'cpu' else input
-    if input.device.type == 'cpu' and len(rois) and not torch.compiler.is_compiling():
-        return roi_align_bags(compute, rois.float(), size, spatial_scale, sampling_ratio, aligned).to(input.dtype)
-    return torchvision.ops.roi_align(compute, rois.to(compute.dtype), size, spatial_scale, sampling_ratio, aligned)
+    cpu = input.device.type == 'cpu'
+    compute = input.float() if cpu and input.dtype in (torch.float16, torch.bfloat16) else input
+    align = roi_align_bags if cpu and len(rois) and not torch.compiler.is_compiling() else torchvision.ops.roi_align
+    return align(compute, rois.to(compute.dtype), size, spatial_scale, sampling_ratio, aligned).to(input.dtype)
 
 class RoIAlign(nn.Module):
     "RoI Align with its settings."
