@@ -84,8 +84,8 @@ def test_hard_batches(path, shapes):
 
 def test_two_images_of_two_sizes(shapes):
     "Each image of a batch has its own border and scale"
-    model = detector(config(PATHS[0], shapes)).eval()
-    img = torch.randn(2, 3, 127, 127)
+    model = detector(config(PATHS[0], shapes)).eval().double()
+    img = torch.randn(2, 3, 127, 127, dtype=torch.double)
     metas = [dict(img_shape=(h, w, 3), pad_shape=(127, 127, 3), scale_factor=np.float32([s] * 4), flip=False, border=np.float32([t, t + h, l, l + w]))
              for h, w, s, t, l in ((100, 120, 1, 13, 3), (90, 64, 2, 18, 31))]
     with torch.inference_mode():

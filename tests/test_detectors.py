@@ -64,19 +64,18 @@ def test_odd_batches_train(name):
 @pytest.mark.parametrize('name', [FASTER[0], FASTER[-1], 'retinanet/retinanet_r50_fpn_1x_coco.py'])
 def test_a_batch_is_its_images(name):
     "Two images of one size together, and one by one: the same boxes; two sizes: boxes inside each"
-    detector = small(name).eval()
+    detector = small(name).eval().double()              # in single precision boxes of random weights nearly tie
     head = detector.roi_head if detector.with_mask or hasattr(detector, 'roi_head') else detector.bbox_head
     head.test_cfg.score_thr = .005
-    img, metas = batch(((96, 128), (96, 128)))
+    img, metas = batch(((96, 128), (96, 128))); img = img.double()
     with torch.inference_mode():
         both = detector.simple_test(img, metas)
         for i in (0, 1):
             one = detector.simple_test(img[i:i + 1], metas[i:i + 1])[0]
-            assert abs(sum(map(len, both[i])) - sum(map(len, one))) <= 1
-            for a, b in zip(both[i], one):
-                for box in a[:3]: assert len(b) and np.abs(b - box).max(1).min() < .5
+            assert any(len(a) for a in one) and [len(a) for a in both[i]] == [len(a) for a in one]
+            for a, b in zip(both[i], one): np.testing.assert_allclose(a, b, atol=1e-3)
         img, metas = batch()
-        for result, m in zip(detector.simple_test(img, metas), metas):
+        for result, m in zip(detector.simple_test(img.double(), metas), metas):
             found = np.concatenate(result)
             assert not len(found) or (found[:, 2].max() <= m['img_shape'][1] and found[:, 3].max() <= m['img_shape'][0])
 
@@ -108,7 +107,7 @@ def test_own_assigner_inside_a_batched_head():
 
 
 def test_own_box_head_gets_images_one_by_one():
-    detector = small(FASTER[0]).eval(); img, metas = batch(((96, 128), (96, 128))); seen = []
+    detector = small(FASTER[0]).eval().double(); img, metas = batch(((96, 128), (96, 128))); img, seen = img.double(), []
     kind = type(detector.roi_head.bbox_head)
     class Mine(kind):
         def get_bboxes(self, rois, *args, **kwargs): seen.append(len(rois)); return super().get_bboxes(rois, *args, **kwargs)

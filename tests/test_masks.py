@@ -61,8 +61,8 @@ def test_odd_batches_train(name, kind):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_batch_of_two(name):
-    "Results of two images together are those of each alone, in the original picture's pixels and in the network's"
-    detector = small(name).eval(); img, metas = batch()
+    "Results of two images together are those of each alone, in the original picture's pixels and in the network's (in double precision: no ties of scores)"
+    detector = small(name).eval().double(); img, metas = batch(); img = img.double()
     metas[1].update(scale_factor=np.full(4, .5, np.float32), ori_shape=(160, 192, 3))
     with torch.no_grad():
         for rescale in (True, False):
@@ -79,7 +79,7 @@ def test_batch_of_two(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_versions_of_a_picture(name):
     "One version alone is a simple test; a mirrored second version changes little else than the numbers, and nothing found gives empty lists"
-    detector = small(name).eval(); img, metas = batch(((96, 128),))
+    detector = small(name).eval().double(); img, metas = batch(((96, 128),)); img = img.double()
     with torch.no_grad():
         boxes, masks = detector.simple_test(img, metas, rescale=True)[0]
         alone = detector.aug_test([img], [metas], rescale=True)[0]
@@ -90,7 +90,7 @@ def test_versions_of_a_picture(name):
         assert [len(b) for b in two[0]] == [len(m) for m in two[1]] and all(m.shape == (96, 128) for c in two[1] for m in c)
         flipped = detector(return_loss=False, rescale=True, img=[img.flip(-1), img], img_metas=[mirrored, metas])[0]      # the order does not matter
         assert [len(b) for b in two[0]] == [len(b) for b in flipped[0]]
-    nothing = small(name, score_thr=2.).eval()
+    nothing = small(name, score_thr=2.).eval().double()
     with torch.no_grad():
         for result in (nothing.simple_test(img, metas, rescale=True)[0], nothing.aug_test([img], [metas], rescale=True)[0]):
             assert result[1] == [[] for _ in range(5)] and not sum(map(len, result[0]))

@@ -59,8 +59,9 @@ def test_training_and_testing(name, weights):
     loss, _ = model._parse_losses(losses); loss.backward()
     assert torch.isfinite(loss)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    model.eval().double(); img = img.double()          # in single precision boxes of random weights nearly tie
     with torch.inference_mode():
-        both = model.eval()(return_loss=False, rescale=True, img=[img], img_metas=[metas])
+        both = model(return_loss=False, rescale=True, img=[img], img_metas=[metas])
         for i, found in enumerate(both):
             alone = model(return_loss=False, rescale=True, img=[img[i:i + 1]], img_metas=[[metas[i]]])[0]
             assert sum(map(len, found)) == 100 and [len(f) for f in found] == [len(a) for a in alone]

@@ -21,7 +21,7 @@ def meta(h, w, flip=False):
 
 @pytest.mark.parametrize('path', CONFIGS)
 def test_batch_and_augmented(path):
-    model, img = detector(path), torch.randn(2, 3, 64, 96)
+    model, img = detector(path).double(), torch.randn(2, 3, 64, 96, dtype=torch.double)
     metas = [meta(64, 96), meta(60, 80)]
     with torch.inference_mode():
         both = model.simple_test(img, metas, rescale=True)
