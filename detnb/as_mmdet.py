@@ -73,7 +73,8 @@ RENAMED = {
     'mmcv.cnn.Conv2d': 'torch.nn.Conv2d', 'mmcv.cnn.ConvTranspose2d': 'torch.nn.ConvTranspose2d',
     'mmcv.utils.SyncBatchNorm': 'torch.nn.SyncBatchNorm',
     'mmcv.ops.multi_scale_deformable_attn_pytorch': 'detnb.ops.multi_scale_deformable_attn',
-    'mmdet.datasets.COCOeval': 'pycocotools.cocoeval.COCOeval', 'mmdet.core.evaluation.bbox_overlaps': 'detnb.evaluation.overlaps.bbox_overlaps'}
+    'mmdet.datasets.COCOeval': 'pycocotools.cocoeval.COCOeval', 'mmdet.datasets.build_dataloader': 'detnb.apis.parallel.build_dataloader',
+    'mmdet.core.evaluation.bbox_overlaps': 'detnb.evaluation.overlaps.bbox_overlaps'}
 
 def rows() -> Iterator[tuple[str, list[str], list[str]]]: # package, its modules, where detnb has their names
     "The table, line by line"

@@ -1,5 +1,5 @@
 "`import detnb.as_mmdet`: every name of the list is detnb's, old scripts and the classic tutorial run, what is missing says so"
-import importlib, json, os, subprocess, sys, textwrap, types
+import copy, importlib, json, os, subprocess, sys, textwrap, types
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +93,11 @@ mmdet.models.roi_heads | FCNMaskHead:models.roi_heads.fcn_mask_head SingleRoIExt
 mmdet.models.roi_heads | ConvFCBBoxHead:models.roi_heads.convfc_bbox_head
 mmdet.models.necks | FPN:models.necks.fpn
 mmdet.models.necks.fpn | FPN:models.necks.fpn
-mmdet.datasets | build_dataset:datasets.builder build_dataloader:datasets.loader replace_ImageToTensor:datasets.transforms.formatting
+mmdet.datasets | build_dataset:datasets.builder build_dataloader:apis.parallel replace_ImageToTensor:datasets.transforms.formatting
 mmdet.datasets | PIPELINES:foundation.registry DATASETS:foundation.registry CustomDataset:datasets.custom CocoDataset:datasets.coco
 mmdet.datasets | ConcatDataset:datasets.wrappers RepeatDataset:datasets.wrappers ClassBalancedDataset:datasets.wrappers GroupSampler:datasets.samplers
 mmdet.datasets | VOCDataset:datasets.voc XMLDataset:datasets.voc DistributedGroupSampler:datasets.samplers
-mmdet.datasets.builder | PIPELINES:foundation.registry DATASETS:foundation.registry build_dataset:datasets.builder build_dataloader:datasets.loader
+mmdet.datasets.builder | PIPELINES:foundation.registry DATASETS:foundation.registry build_dataset:datasets.builder build_dataloader:apis.parallel
 mmdet.datasets.custom | CustomDataset:datasets.custom
 mmdet.datasets.coco | CocoDataset:datasets.coco
 mmdet.datasets.pipelines | Compose:datasets.transforms.compose to_tensor:datasets.transforms.formatting LoadImageFromFile:datasets.transforms.loading
@@ -292,10 +292,17 @@ def test_batches_in_containers():
         def __getitem__(self, i): return dict(img=DC(torch.full((3, 4 + i, 4), float(i)), stack=True), gt_bboxes=DC(torch.zeros(i, 4)), img_metas=DC(dict(i=i), cpu_only=True))
     batches = list(build_dataloader(Marked(), 2, 0, dist=False, shuffle=False))
     assert [b['img'].shape for b in batches] == [(2, 3, 5, 4), (2, 3, 7, 4)] and [len(g) for g in batches[1]['gt_bboxes']] == [2, 3] and batches[1]['img_metas'][1] == dict(i=3)
+    for workers in (0, 1):                              # used as they are above, opened here
+        first, second = build_dataloader(Marked(), 2, workers, dist=False, shuffle=False)
+        assert first['img'].data[0].shape == (2, 3, 5, 4) and torch.equal(first['img'].data[0], first['img'] * 1)
+        assert type(first['img'].data[0]) is type(first['img'] * 1) is type(copy.deepcopy(first['img'] * 1)) is torch.Tensor
+        assert [len(g) for g in second['gt_bboxes'].data[0]] == [2, 3] and second['img_metas'].data[0] == list(second['img_metas']) == [dict(i=2), dict(i=3)]
+        assert isinstance(repr(first['img']), str) and torch.equal(copy.deepcopy(first['img']), first['img'])
     old = collate([Marked()[1], Marked()[2]], samples_per_gpu=2)
     assert old['img'].data[0].shape == (2, 3, 6, 4) and old['img_metas'].data[0][1] == dict(i=2)
     class Sum(nn.Module):
         def forward(self, img, img_metas, **kw): return img.sum().item(), [m['i'] for m in img_metas]
+    assert MMDataParallel(Sum())(**second) == (3 * 4 * (2 * 6 + 3 * 7), [2, 3])
     assert MMDataParallel(Sum(), device_ids=[0])(**old) == MMDataParallel(Sum())(**scatter(old, [-1])[0]) == (3 * 4 * (5 + 2 * 6), [1, 2])
 
 

@@ -121,10 +121,11 @@ def _as_it_is(batch): return batch
 # %% ../../nbs/datasets/40_loader.ipynb #eb0fb6d7
 class Loader(DataLoader):
     "A DataLoader that reads in the main process again what a worker could not read"
+    finish = staticmethod(lambda batch: batch) # what is done with each batch last, in the main process
     def __iter__(self): return self._checked(super().__iter__())
 
     def _checked(self, batches):
-        for batch in batches: yield self.dataset.__getitems__(batch.draws) if isinstance(batch, Failed) else batch
+        for batch in batches: yield self.finish(self.dataset.__getitems__(batch.draws) if isinstance(batch, Failed) else batch)
 
     def set_epoch(self, epoch: int):
         "Order and luck of the next pass are those of this epoch"
