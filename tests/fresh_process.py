@@ -66,3 +66,14 @@ def run_tutorial(path, root):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
     NotebookClient(notebook, km=manager, timeout=600, resources={'metadata': {'path': str(Path(path).parent)}}).execute(env=env)
     return notebook
+
+
+def run_script(path, cwd, args, root):
+    "Run a script as `python path *args` would, with the checkout on its path, in a process that knows nothing of detnb yet"
+    import runpy
+    os.chdir(cwd)
+    os.environ.update(MPLBACKEND='Agg', PYTHONPATH=str(root), OMP_NUM_THREADS='1')      # the last two for processes that it starts
+    import torch
+    torch.set_num_threads(1)
+    sys.argv, sys.path[:0] = [str(path), *args], [str(Path(path).parent), str(root)]
+    runpy.run_path(str(path), run_name='__main__')

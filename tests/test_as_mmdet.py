@@ -10,7 +10,7 @@ from torch import nn
 from detnb.datasets.shapes import make_shapes
 from detnb.foundation.checkpoint import CheckpointError, read_checkpoint
 from detnb.foundation.environment import data_root
-from fresh_process import run_notebook, run
+from fresh_process import run, run_notebook, run_script
 from test_cli import CONFIG
 
 root = Path(__file__).resolve().parent.parent
@@ -217,10 +217,9 @@ def fresh(code, cwd, *argv, fails=False):
     "Run a script in a process that knows nothing yet -> what it printed"
     path = Path(cwd)/'script.py'
     path.write_text(textwrap.dedent(code))
-    env = {**os.environ, 'PYTHONPATH': str(root), 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, str(path), *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
-    assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
+    good, said = run(run_script, path, cwd, [*map(str, argv)], root, timeout=900)
+    assert good != fails, said[-6000:]
+    return said
 
 
 def test_a_real_mmdet_beside_it(tmp_path):

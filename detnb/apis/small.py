@@ -41,11 +41,13 @@ def small_config(name='faster_rcnn', # retinanet, fcos, yolox, cornernet, faster
     if name not in SMALL: raise UnknownName(f'no small detector {name!r}{suggest(name, SMALL)}: there are {", ".join(SMALL)}')
     cfg, model = Config.fromfile('demo/retinanet_r18_shapes.py'), Config.fromfile(SMALL[name]).model
     if name == 'cornernet':
-        model.backbone.update(downsample_times=3, num_stacks=1, stage_channels=[32] * 4, stage_blocks=[1] * 4, feat_channel=32)
+        model.backbone.update(downsample_times=3, num_stacks=1, stage_channels=[32] * 4, stage_blocks=[1] * 4, feat_channel=16)
     else: model.backbone, model.neck = dict(BODY, type='ResNet'), dict(PYRAMID)
     if 'roi_head' in model: _regions(model)
     else: model.bbox_head.update(num_classes=len(CLASSES), in_channels=32, feat_channels=32, **HEADS[name])
-    if name == 'cornernet': model.bbox_head.pop('feat_channels')
+    if name == 'cornernet':
+        model.bbox_head.pop('feat_channels')
+        model.bbox_head.in_channels = 16          # its own layers are wide
     if name == 'retinanet': model.bbox_head.anchor_generator.update(strides=STRIDES)
     if name == 'yolox': model.update(input_size=(160, 224), random_size_interval=10 ** 6)
     cfg.model = model
@@ -62,7 +64,7 @@ def learn_by_heart(cfg,        # a Config, such as `small_config` gives
     model = init_detector(cfg, device='cpu')
     model.init_weights()
     model.CLASSES, batch = CLASSES, batch or shapes_batch(num=1, size=(224, 160), seed=4, max_objects=5)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, fused=True)
     for step in range(steps):
         for group in optimizer.param_groups: group['lr'] = lr * (1 - step / steps)
         optimizer.zero_grad()
