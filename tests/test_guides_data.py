@@ -22,10 +22,10 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*have no box in')
 
 
 class Site(ThreadingHTTPServer):
-    "A web server with files in memory, ranges and versions; `slow` seconds after each block, and the requests it had"
+    "A web server with files in memory, ranges and versions; after how many bytes it waits (`hold`), and the requests it had"
     daemon_threads = True
     def __init__(self, files):
-        self.files, self.asked, self.slow = files, [], {}
+        self.files, self.asked, self.hold = files, [], {}
         super().__init__(('127.0.0.1', 0), Page)
         threading.Thread(target=self.serve_forever, kwargs=dict(poll_interval=.05), daemon=True).start()
     address = property(lambda self: f'http://127.0.0.1:{self.server_port}')
@@ -45,7 +45,8 @@ class Page(BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content) - begin)); self.send_header('ETag', mark); self.end_headers()
         try:
             for i in range(begin, 0 if head else len(content), 4096):
-                self.wfile.write(content[i:min(i + 4096, len(content))]); time.sleep(self.server.slow.get(name, 0))
+                while i >= self.server.hold.get(name, len(content)): time.sleep(.02)
+                self.wfile.write(content[i:min(i + 4096, len(content))])
         except (BrokenPipeError, ConnectionResetError): return
     def log_message(self, *args): "Nothing to say"
 
@@ -166,7 +167,7 @@ def test_B1_download_dataset(site, tmp_path, capsys):
 
 def test_B1_a_download_that_is_killed_goes_on(site, tmp_path, contents, monkeypatch):
     "SIGKILL half way: nothing under the file's name, and the next call asks for the rest alone"
-    site.slow['balloon_dataset.zip'] = .1
+    site.hold['balloon_dataset.zip'] = 40960        # no more comes, however long the test waits
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parent.parent)}
     process = subprocess.Popen([sys.executable, '-m', 'detnb.cli.main', 'download', '--dataset-name', 'balloon', '--unzip'], cwd=tmp_path, env=env,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -175,7 +176,7 @@ def test_B1_a_download_that_is_killed_goes_on(site, tmp_path, contents, monkeypa
     process.send_signal(signal.SIGKILL); process.communicate()
     had = part.stat().st_size
     assert 20_000 < had < len(contents['balloon_dataset.zip']) and not (tmp_path/'data/balloon/balloon_dataset.zip').exists()
-    site.slow.clear(); site.asked.clear()
+    site.hold.clear(); site.asked.clear()
     assert main(['download', '--dataset-name', 'balloon', '--unzip']) == 0
     assert site.asked == [('balloon_dataset.zip', f'bytes={had}-')]
     assert (tmp_path/'data/balloon/balloon_dataset.zip').read_bytes() == contents['balloon_dataset.zip']
