@@ -26,8 +26,8 @@ img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=False),
-    dict(type='Resize', img_scale=[(256, 256), (480, 480)], multiscale_mode='range', keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(256, 256)),
+    dict(type='Resize', img_scale=[(192, 192), (480, 480)], multiscale_mode='range', keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(192, 192)),
     dict(type='RandomFlip', flip_ratio=0.5),
     dict(type='Normalize', **img_norm_cfg),
     dict(type='Pad', size_divisor=32),
@@ -49,7 +49,7 @@ test_pipeline = [
 data = dict(
     samples_per_gpu=4, workers_per_gpu=0,
     train=dict(
-        type='RepeatDataset', times=8,
+        type='RepeatDataset', times=7,
         dataset=dict(
             type=dataset_type, classes=classes, ann_file=data_root + 'train/annotation_coco.json', img_prefix=data_root + 'train/',
             pipeline=train_pipeline)),
@@ -59,12 +59,12 @@ data = dict(
     test=dict(
         type=dataset_type, classes=classes, ann_file=data_root + 'val/annotation_coco.json', img_prefix=data_root + 'val/',
         pipeline=test_pipeline))
-optimizer = dict(type='AdamW', lr=0.0015, weight_decay=0.05)
+optimizer = dict(type='AdamW', lr=0.002, weight_decay=0.05)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
 lr_config = dict(
     policy='CosineAnnealing', min_lr=0, by_epoch=False, warmup='linear', warmup_iters=50, warmup_ratio=0.05)
-runner = dict(type='EpochBasedRunner', max_epochs=6)
-evaluation = dict(interval=3, metric=['bbox', 'segm'])
-checkpoint_config = dict(interval=3)
+runner = dict(type='EpochBasedRunner', max_epochs=5)
+evaluation = dict(interval=5, metric=['bbox', 'segm'])
+checkpoint_config = dict(interval=5)
 auto_scale_lr = dict(base_batch_size=4)
 log_config = dict(interval=20, hooks=[dict(type='TextLoggerHook')])
