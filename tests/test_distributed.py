@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import distributed as dist, nn
 
+from fresh_process import run
 from detnb.foundation.config import Config
+from detnb.foundation.missing import PortInUse
 from detnb.foundation.distributed import free_port, get_dist_info
 from detnb.training.launch import launch
 from test_cli import CONFIG as CLI_CONFIG
@@ -273,11 +275,12 @@ def test_one_bar_and_all_that_is_printed(capfd):
 def endless(folder):
     "Trains until somebody stops it"
     from torch.utils.data import DataLoader
-    from detnb.training import EpochBasedRunner
+    from detnb.training import EpochBasedRunner, Hook
+    class Tell(Hook):
+        def after_train_iter(self, runner): (Path(folder)/f'trains_{runner.rank}').touch()
     model = NoisyShared(Noisy())
     runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.), work_dir=str(folder), max_epochs=10**6)
-    runner.register_training_hooks(None, {}, None)
-    (Path(folder)/f'began_{get_dist_info()[0]}').touch()
+    runner.register_training_hooks(None, {}, None, custom_hooks_config=Tell())
     runner.run([DataLoader(torch.arange(1., 9.), 2)])
 
 
@@ -285,8 +288,7 @@ def endless(folder):
 def test_ctrl_c_stops_all_with_everything_saved(tmp_path):
     import threading
     def press():
-        while len(list(tmp_path.glob('began_*'))) < 2: time.sleep(.05)
-        time.sleep(.5)
+        while len(list(tmp_path.glob('trains_*'))) < 2: time.sleep(.05)
         os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt, match='resume_from=.*interrupted.pth'): launch(endless, 2, tmp_path)
@@ -306,7 +308,7 @@ def test_launch_on_two_machines(tmp_path):
     fork, port = multiprocessing.get_context('fork'), free_port()
     both = [fork.Process(target=machine, args=(n, port, tmp_path)) for n in range(2)]
     for p in both: p.start()
-    for p in both: p.join(100)
+    for p in both: p.join(300)
     assert [(tmp_path/str(n)).read_text() for n in range(2)] == ['[(0, 2)]', '[(1, 2)]']
 
 
@@ -336,17 +338,17 @@ def test_wrong_words_to_dist(env, options, said, capsys, monkeypatch):
 
 def joined(rank, folder, kind, port):
     "One process as Slurm, Open MPI or torchrun would start it"
-    from detnb.foundation.distributed import init_dist
+    from detnb.foundation.distributed import init_dist, leave_group
     for name in list(os.environ):
         if name.startswith(('SLURM_', 'OMPI_', 'MASTER_', 'RANK', 'WORLD', 'LOCAL_RANK')): del os.environ[name]
     env = dict(slurm=dict(SLURM_PROCID=rank, SLURM_NTASKS=2, SLURM_LOCALID=rank, SLURM_NODELIST='localhost'),
                mpi=dict(OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_SIZE=2, OMPI_COMM_WORLD_LOCAL_RANK=rank, OMPI_COMM_WORLD_LOCAL_SIZE=2),
                pytorch=dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR='127.0.0.1', MASTER_PORT=port))[kind]
     os.environ.update({k: str(v) for k, v in env.items()})
-    init_dist(kind, **dict(backend='nccl' if not torch.cuda.is_available() else 'gloo', port=port, timeout=60))
+    init_dist(kind, **dict(backend='nccl' if not torch.cuda.is_available() else 'gloo', port=port, timeout=300))
     x = torch.tensor(1. + get_dist_info()[0]); dist.all_reduce(x)
     (Path(folder)/f'{kind}{rank}').write_text(f'{get_dist_info()} {x.item()} {dist.get_backend()} {os.environ["MASTER_PORT"] == str(port)}')
-    dist.destroy_process_group()
+    leave_group()
 
 
 @linux
@@ -357,7 +359,7 @@ def test_each_launcher_joins_at_the_port_of_dist_params(kind, tmp_path):
     fork, port = multiprocessing.get_context('fork'), free_port()
     both = [fork.Process(target=joined, args=(r, tmp_path, kind, port)) for r in range(2)]
     for p in both: p.start()
-    for p in both: p.join(100)
+    for p in both: p.join(300)
     assert [(tmp_path/f'{kind}{r}').read_text() for r in range(2)] == [f'({r}, 2) 3.0 gloo True' for r in range(2)]
 
 
@@ -371,3 +373,34 @@ def slope():
     x = torch.ones((), requires_grad=True)
     x.backward()
     return x.grad.item()
+
+
+def cell_function(): pass
+cell_function.__module__ = '__main__'                                 # as one that stands in a cell
+
+
+def in_a_notebook_with_gpus(asked):
+    "How a function of a cell is started where there are two GPUs"
+    from detnb.training.launch import start_method
+    if asked: torch.cuda.is_available()
+    torch.cuda.device_count = lambda: 2
+    if not asked: assert start_method(cell_function) == 'fork' and start_method(dist.get_rank) == 'spawn'
+    else:
+        with pytest.raises(RuntimeError, match='asked for one.*cell_function stands in it. Restart the kernel'): start_method(cell_function)
+        assert start_method(dist.get_rank) == 'spawn'
+
+
+@linux
+@pytest.mark.parametrize('asked', [False, True])
+def test_a_notebook_that_asked_for_a_gpu_cannot_be_copied(asked):
+    "`launch` itself asks in the way that does no harm"
+    good, text = run(in_a_notebook_with_gpus, asked)
+    assert good, text
+
+
+@linux
+def test_a_port_in_use_is_told_by_launch():
+    with socket.socket() as other:
+        other.bind(('', 0)); other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(PortInUse, match=f'port {port} of 127.0.0.1 is in use.*port={port + 1}'): launch(get_dist_info, 1, nnodes=2, port=port)

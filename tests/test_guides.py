@@ -1,5 +1,5 @@
 "The guides' workflows as they are told, each step by its letter; F: your own model (a neck of your own in Cascade Mask R-CNN, on Cityscapes)"
-import json, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +287,6 @@ def test_F2_all_three_parts_of_the_paper(place):
 @pytest.fixture(scope='module')
 def shapes_run(tmp_path_factory):
     "A tiny RetinaNet on synthetic shapes, its weights, and an environment for commands"
-    import os
     from test_distributed import CONFIG as TINY, root as project
     from detnb.cli.main import main
     from detnb.datasets.shapes import make_shapes
@@ -301,12 +300,25 @@ def shapes_run(tmp_path_factory):
 
 
 def started(env, *command, **more):
-    import subprocess
-    return subprocess.Popen([str(c) for c in command], env={**env, **more}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    "A process that writes to a file: one that waits for its pipe to be read would keep another waiting"
+    import subprocess, tempfile
+    said = tempfile.TemporaryFile('w+')
+    process = subprocess.Popen([str(c) for c in command], env={**env, **more}, stdout=said, stderr=subprocess.STDOUT, text=True)
+    process.said = said
+    return process
 
 
 def ended(*processes):
-    said = [p.communicate(timeout=280)[0] for p in processes]
+    "What they said, when all have ended well; none goes on after a failure"
+    import subprocess, time
+    until = time.monotonic() + 500
+    try:
+        for p in processes: p.wait(max(1., until - time.monotonic()))
+    except subprocess.TimeoutExpired: pass                      # told below
+    finally:
+        for p in processes: p.kill()
+    for p in processes: p.wait(); p.said.seek(0)
+    said = [p.said.read() for p in processes]
     assert [p.returncode for p in processes] == [0] * len(processes), '\n\n'.join(s[-4000:] for p, s in zip(processes, said) if p.returncode)
     return said
 
@@ -349,13 +361,23 @@ def test_D5_two_jobs_on_one_machine(shapes_run, tmp_path):
     assert len(list((tmp_path/'b').glob('*.log'))) == 1 and 'bbox_mAP' in logs[-1]         # one process writes
 
 
+LAST_WORDS = '''
+import atexit, pathlib
+atexit.register(lambda: print('threads while Python ends:', sorted((t/'comm').read_text().strip() for t in pathlib.Path('/proc/self/task').iterdir())))
+'''
+
+
 def test_D6_two_machines(shapes_run, tmp_path):
-    "NNODES=2 NODE_RANK=0|1 PORT=... MASTER_ADDR=... dist_train.sh CONFIG GPUS, both on this machine"
+    "NNODES=2 NODE_RANK=0|1 PORT=... MASTER_ADDR=... dist_train.sh CONFIG GPUS, both on this machine; no thread of gloo outlives the run: it could abort Python's end"
     from detnb.foundation.distributed import free_port
     folder, env = shapes_run
-    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free_port()))
-    ended(*[started(env, *detnb_command, 'dist', 'train', folder/'tiny.py', 1, '--work-dir', tmp_path, '--no-validate', **where, NODE_RANK=str(n)) for n in range(2)])
-    trained_alike(tmp_path, folder/'one')
+    (tmp_path/'last_words.py').write_text(LAST_WORDS)
+    (tmp_path/'tiny.py').write_text(f"_base_ = {str(folder/'tiny.py')!r}\ncustom_imports = dict(imports=['last_words'])\n")
+    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free_port()), PYTHONPATH=f'{tmp_path}{os.pathsep}{env["PYTHONPATH"]}')
+    said = ended(*[started(env, *detnb_command, 'dist', 'train', tmp_path/'tiny.py', 1, '--work-dir', tmp_path/'run', '--no-validate', **where, NODE_RANK=str(n)) for n in range(2)])
+    trained_alike(tmp_path/'run', folder/'one')
+    if Path('/proc/self/task').exists():
+        for s in said: assert 'threads while Python ends: ' in s and 'gloo' not in s.split('threads while Python ends: ')[1].splitlines()[0], s[-2000:]
 
 
 SRUN = '''#!/usr/bin/env bash

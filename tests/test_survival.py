@@ -134,6 +134,16 @@ def test_killed_at_random_moments(server, tmp_path, kind):
     assert killed >= 10 and len(found) >= 2, (took, killed, found)
 
 
+STANDS_STILL = '''
+import signal
+from detnb.training import HOOKS, Hook
+@HOOKS.register_module()
+class StandsStill(Hook):
+    def after_train_iter(self, runner):
+        if runner.iter == 5: print('stands still', flush=True); signal.pause()       # in the second epoch, so that the kill comes there
+'''
+
+
 @linux
 def test_a_killed_detector_goes_on_with_auto_resume(tmp_path, one_thread):
     "Through the command line, workers and all: SIGKILL, then --auto-resume"
@@ -141,14 +151,16 @@ def test_a_killed_detector_goes_on_with_auto_resume(tmp_path, one_thread):
     from test_distributed import CONFIG as TINY
     make_shapes(tmp_path, 8, (96, 64), name='train', empty=0.); make_shapes(tmp_path, 2, (96, 64), name='val', empty=0.)
     (tmp_path/'tiny.py').write_text(TINY.format(root=str(tmp_path)) + 'runner = dict(max_epochs=3)\n')
-    def command(folder): return [sys.executable, '-m', 'detnb.cli.main', 'train', str(tmp_path/'tiny.py'), '--work-dir', str(folder), '--seed', '0', '--no-validate',
+    (tmp_path/'stands_still.py').write_text(STANDS_STILL)
+    (tmp_path/'still.py').write_text(f"_base_ = 'tiny.py'\ncustom_imports = dict(imports=['stands_still'])\ncustom_hooks = [dict(type='StandsStill')]\n")
+    def command(folder, config='tiny.py'): return [sys.executable, '-m', 'detnb.cli.main', 'train', str(tmp_path/config), '--work-dir', str(folder), '--seed', '0', '--no-validate',
                                  '--auto-resume', '--cfg-options', 'data.workers_per_gpu=1', 'checkpoint_config.interval=1']
     from detnb.cli.main import main
     assert main(command(tmp_path/'whole')[3:]) == 0
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root)}
-    process = subprocess.Popen(command(tmp_path/'cut'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{root}{os.pathsep}{tmp_path}'}
+    process = subprocess.Popen(command(tmp_path/'cut', 'still.py'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
-        if 'Epoch [2]' in line: break
+        if 'stands still' in line: break
     else: pytest.fail('the run ended by itself')
     process.kill(); process.wait()
     assert (tmp_path/'cut'/'epoch_1.pth').exists() and not (tmp_path/'cut'/'epoch_3.pth').exists()

@@ -1,5 +1,4 @@
 "YOLOX from the config to the last epoch: pipelines, mixing, mode switch, averaged weights, resume"
-import json
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -144,12 +143,11 @@ def test_no_partner_to_be_found(shapes):
     assert 'CopyPaste, step 1 of 4' in ''.join(getattr(e.value, '__notes__', [str(e.value)]))
 
 
-def in_two_processes(rank, port, folder):
-    import os, random
+def in_two_processes(folder):
+    import random
     from types import SimpleNamespace
     from torch import distributed as dist, nn
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
-    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     random.seed(rank)
     model = build_detector(tiny(folder, folder/'none').model)
     sizes = [model._random_resize() for _ in range(6)]
@@ -160,14 +158,12 @@ def in_two_processes(rank, port, folder):
     for runner.epoch in (0, 6):                    # neither a fifth epoch; the second is one of the last
         hook.before_train_epoch(runner); hook.after_train_epoch(runner)
         seen.append([net[0].weight.item(), net[1].running_mean[0].item(), net[1].num_batches_tracked.item()])
-    (folder/f'{rank}.json').write_text(json.dumps([sizes, seen]))
-    dist.destroy_process_group()
+    return sizes, seen
 
 
 def test_two_processes_agree(shapes):
     "On the next size of the pictures, though each has its own dice, and on the norms in the last epochs"
-    from detnb.foundation.distributed import free_port
-    torch.multiprocessing.spawn(in_two_processes, (free_port(), shapes), nprocs=2)
-    (sizes, first), (others, second) = (json.loads((shapes/f'{r}.json').read_text()) for r in range(2))
+    from detnb.training.launch import launch
+    (sizes, first), (others, second) = launch(in_two_processes, 2, shapes)
     assert sizes == others and len({tuple(s) for s in sizes}) > 1
     assert first == [[0, 0, 0], [0, .5, 2]] and second == [[1, 1, 4], [1, .5, 2]]

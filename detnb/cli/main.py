@@ -140,13 +140,12 @@ def joined(args: argparse.Namespace, cfg: Config) -> Iterator[bool]:
     if args.launcher == 'none':
         yield False
         return
-    from detnb.foundation.distributed import init_dist
+    from detnb.foundation.distributed import init_dist, leave_group
     params = dict(cfg.get('dist_params') or {})
     if str(args.device or cfg.get('device') or '').startswith('cpu'): params['backend'] = 'gloo'
     init_dist(args.launcher, **params)
     yield True
-    from torch.distributed import destroy_process_group
-    destroy_process_group()      # its threads would outlive Python and, now and then, abort a run that is done; after an error nobody waits for them
+    leave_group()                # after an error nobody waits for it
 
 # %% ../../nbs/cli/10_main.ipynb #51a28ade
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(importlib.import_module('detnb.cli.main').main())
