@@ -369,3 +369,70 @@ def test_a_log_of_an_older_run_does_not_count(tmp_path):
     rest = Judged(points(), [.2, .3, .4])
     resumed = run(tmp_path, resume=tmp_path/'epoch_2.pth', data=rest, max_epochs=4)
     assert rest.asked == 3 and resumed.meta['hook_msgs']['best_score'] == .4 and new.exists()
+
+
+@pytest.mark.parametrize('kind, end', [('EpochBasedRunner', dict(max_epochs=2)), ('IterBasedRunner', dict(max_iters=6))])
+def test_the_evaluation_before_training_is_in_the_log(tmp_path, kind, end):
+    "start=0: its line comes first, once, also where validation losses are measured; a resumed run does not repeat it"
+    data = Judged(points(), [.1, .2, .3])
+    def again(seed, resume=None):
+        set_random_seed(seed)
+        runner = build_runner(dict(type=kind, **end), dict(model=(model := Line()), optimizer=build_optimizer(model, dict(type='SGD', lr=.01)), work_dir=str(tmp_path)))
+        runner.register_training_hooks(None, {}, dict(interval=1), dict(interval=3, hooks=[dict(type='TextLoggerHook')]))
+        runner.register_hook(EvalHook(DataLoader(data), start=0, interval=1 if kind[0] == 'E' else 3, by_epoch=kind[0] == 'E', save_best='mAP', test_fn=lambda m, loader: []), 'LOW')
+        if resume: runner.resume(str(resume))
+        runner.run([DataLoader(data, 2, collate_fn=keep_metas)])
+        return runner
+    first = again(0)
+    assert [(r['mode'], r['epoch'], r.get('mAP')) for r in first.log[:2]] == [('val', 0, .1), ('train', 1, None)]
+    assert data.asked == 3 and [r['mAP'] for r in first.log if r['mode'] == 'val'] == [.1, .2, .3]
+    data.scores = [.4] * 9
+    assert [r.get('mAP') for r in again(0, tmp_path/('epoch_1.pth' if kind[0] == 'E' else 'iter_3.pth')).log if r['mode'] == 'val'] == [.4] and data.asked == 4
+
+
+@pytest.mark.parametrize('kind, step, end', [('EpochBasedRunner', 1, dict(max_epochs=6)), ('IterBasedRunner', 3, dict(max_iters=18))])
+@pytest.mark.parametrize('evaluated', [False, True])
+def test_early_stopping_judges_an_evaluation_that_a_kill_hid(tmp_path, kind, step, end, evaluated):
+    "The fourth ends the run; the kill came before it, or before a checkpoint knew of it"
+    scores, stop, samples = [.5, .1, .1, .1, .9, .9], dict(type='EarlyStoppingHook', monitor='mAP', patience=3), points()
+    whole = run(tmp_path/'a', kind, hooks=[stop], data=Judged(samples, scores), **end)
+    assert whole.iter == 4 * (6 if kind[0] == 'E' else 3)
+    with pytest.raises(OSError):
+        run(tmp_path/'b', kind, hooks=[KillBefore(4 * step, 'LOWEST' if evaluated else 'BELOW_NORMAL'), stop], data=Judged(samples, scores), **end)
+    resumed = run(tmp_path/'b', kind, hooks=[stop], seed=9, resume=find_latest_checkpoint(tmp_path/'b'), data=Judged(samples, scores[4 - (not evaluated):]), **end)
+    same(whole, resumed)
+    assert resumed.iter == whole.iter and resumed.meta['hook_msgs']['early_stopping'] == whole.meta['hook_msgs']['early_stopping'] == dict(best=.5, waited=3, last=4 * step)
+    if kind[0] == 'E': assert run(tmp_path/'b', kind, hooks=[stop], resume=tmp_path/'b'/'latest.pth', data=Judged(samples, []), **end).iter == whole.iter
+
+
+def test_after_an_error_hooks_put_away_what_is_open(tmp_path, monkeypatch):
+    "A bar lets the log speak again, a profiler ends, a tracker's run is marked as failed; a hook that fails there too is told in a note"
+    from detnb.foundation.logging import CellHandler
+    from detnb.training import ProgressHook
+    from detnb.training.trackers import TrackerHook
+    ends = []
+    class Tracked(TrackerHook):
+        package = 'json'
+        def connect(self, runner): ends.append('begun')
+        def close(self, runner): ends.append('closed')
+        def abandon(self, runner): ends.append('failed')
+    class Broken(Hook):
+        def after_train_iter(self, runner): raise RuntimeError('boom')
+        def after_failure(self, runner): raise OSError('and again')
+    class Early(Hook):
+        def before_run(self, runner): raise RuntimeError('too early')
+    def begin(*hooks):
+        runner = build_runner(dict(type='EpochBasedRunner', max_epochs=1), dict(model=Line(), optimizer=None, work_dir=str(tmp_path)))
+        runner.logger.addHandler(cell)
+        for h in hooks: runner.register_hook(h)
+        try: runner.run([DataLoader(points(4), 2, collate_fn=keep_metas)])
+        finally: runner.logger.removeHandler(cell)
+    cell = CellHandler()
+    profiler = HOOKS.build(dict(type='ProfilerHook', activities=['cpu']))
+    with pytest.raises(RuntimeError, match='boom') as e: begin(ProgressHook(), profiler, Tracked(), Broken())
+    assert 'then in Broken.after_failure: OSError' in '\n'.join(getattr(e.value, '__notes__', [str(e.value)]))
+    assert ends == ['begun', 'failed'] and cell.filters == [] and profiler.profile.profiler is not None and not torch.autograd._profiler_enabled()
+    with pytest.raises(RuntimeError, match='too early'): begin(Early(), ProgressHook(), Tracked())
+    assert ends == ['begun', 'failed']                                    # it had not begun
+    begin(ProgressHook(), Tracked())
+    assert ends[2:] == ['begun', 'closed']

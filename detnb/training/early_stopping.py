@@ -57,22 +57,27 @@ class _Watches:
             if runner.max_epochs: runner.max_epochs = runner.epoch
             else: runner.max_iters = runner.iter
 
-    def look(self, runner) -> None:
+    def look(self, runner) -> str | None: # why to stop
         "Judge the last evaluation, once"
-        if self.evaluation.metrics is self.seen: return
+        if self.evaluation.metrics is self.seen: return None
         self.seen = self.evaluation.metrics
-        reason = broadcast(self.reason(runner, self.seen[1]) if get_dist_info()[0] == 0 else None)
+        reason = broadcast(self.reason(runner, *self.seen) if get_dist_info()[0] == 0 else None)
         if reason:
             runner.logger.info('Stopping early: %s', reason)
             runner.stop()
+        return reason
 
-    def reason(self, runner, metrics):
+    def reason(self, runner, current, metrics):
+        if current <= self.memory.get('last', -1): return None             # the checkpoint that the run went on from knew it
+        self.memory['last'] = current
         if self.monitor in metrics: return self.judge(float(metrics[self.monitor]), self.memory)
         said = f'EarlyStoppingHook: monitor={self.monitor!r}, but the metrics are {", ".join(metrics) or "none"}'
         if self.strict: raise KeyError(said)
         runner.logger.warning(said)
 
+    def before_epoch(self, runner):                # an evaluation that was made up for after a kill
+        if self.look(runner): runner.check_stop()
     def after_train_epoch(self, runner): self.look(runner)
     def after_train_iter(self, runner): self.look(runner)
 
-for _k in ('before_run', 'look', 'reason', 'after_train_epoch', 'after_train_iter'): setattr(EarlyStoppingHook, _k, vars(_Watches)[_k])
+for _k in ('before_run', 'look', 'reason', 'before_epoch', 'after_train_epoch', 'after_train_iter'): setattr(EarlyStoppingHook, _k, vars(_Watches)[_k])

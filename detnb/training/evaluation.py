@@ -55,6 +55,7 @@ class EvalHook(Hook):
     travel = {}                                             # more for test_fn
     metrics, results = None, None       # of the last evaluation: (after how many epochs or iterations, what was measured), detections
     keep_results = False                # set by a hook that wants to look at the detections
+    first = False                       # whether the evaluation before training is still to come
     owed = None                         # after a resume: the epoch or iteration whose evaluation a kill may have come before
     def __init__(self,
                  dataloader: DataLoader,                 # of a dataset with `evaluate(results, logger=, **kw)`
@@ -82,13 +83,14 @@ class EvalHook(Hook):
         now = runner.epoch if self.by_epoch else runner.iter
         whole = runner.resumed_from and now and not (self.by_epoch and runner.done_inner)
         self.owed = now if whole and is_due(now, interval_at(now, self.interval, self.dynamic_intervals), self.start) else None
-    def before_epoch(self, runner): self.make_up(runner)
+        self.first = self.start == 0 and not runner.iter
+    def before_epoch(self, runner):
+        self.make_up(runner)
+        if self.first: self.evaluate_before(runner, 0)
+        self.first = False
     def after_run(self, runner):
         if (runner.epoch >= runner.max_epochs if self.by_epoch else runner.iter >= runner.max_iters): self.make_up(runner)
 
-    def before_train_epoch(self, runner):
-        self.make_up(runner)
-        if self.by_epoch and self.start == 0 and runner.epoch == 0 and not runner.inner_iter: self.evaluate_now(runner, 0)
     def after_train_epoch(self, runner):
         if self.by_epoch and self.due(runner): self.evaluate_now(runner, runner.epoch + 1)
     def after_train_iter(self, runner):
@@ -118,7 +120,16 @@ def _run(self, model):
     if self.test_fn is None: raise ValueError('EvalHook needs test_fn, such as detnb.apis.single_gpu_test')
     return self.test_fn(model, self.dataloader, **self.travel)
 
-EvalHook.evaluate_now, EvalHook.run = _evaluate_now, _run
+def _evaluate_before(self, runner, current: int) -> None:
+    "Evaluate while no epoch is under way, and let the loggers write it down before one begins"
+    from detnb.training.logs import LoggerHook
+    was, runner.mode = runner.mode, 'val'
+    self.evaluate_now(runner, current)
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook): hook.after_train_epoch(runner)
+    runner.mode = was
+
+EvalHook.evaluate_now, EvalHook.run, EvalHook.evaluate_before = _evaluate_now, _run, _evaluate_before
 
 # %% ../../nbs/training/45_evaluation.ipynb #9b8dc47a
 def _keep_best(self, runner, metrics: dict, current: int) -> None:
@@ -173,7 +184,6 @@ def recorded(folders,           # where logs may be
 
 def _make_up(self, runner) -> None:
     "After a resume: take the figures of the last evaluation from the log, or measure them"
-    from detnb.training.logs import LoggerHook
     if self.owed is None: return
     (current, self.owed), main, metrics = (self.owed, None), get_dist_info()[0] == 0, None
     if main:
@@ -182,12 +192,10 @@ def _make_up(self, runner) -> None:
         since = checkpoint.stat().st_mtime - 60 if checkpoint.exists() else math.inf
         metrics = recorded([checkpoint.resolve().parent, *filter(None, [runner.work_dir])], since, current, self.by_epoch)
     metrics = broadcast(metrics)
-    if metrics is not None: return self.keep_best(runner, metrics, current) if main and self.save_best else None
-    runner.logger.info('%s %d was saved but not evaluated: doing it now', 'Epoch' if self.by_epoch else 'Iteration', current)
-    was, runner.mode = runner.mode, 'val'
-    self.evaluate_now(runner, current)
-    for hook in runner.hooks:
-        if isinstance(hook, LoggerHook): hook.after_train_epoch(runner)                         # its line in the log
-    runner.mode = was
+    if metrics is None:
+        runner.logger.info('%s %d was saved but not evaluated: doing it now', 'Epoch' if self.by_epoch else 'Iteration', current)
+        return self.evaluate_before(runner, current)
+    self.metrics, self.results = (current, metrics), None
+    if main and self.save_best: self.keep_best(runner, metrics, current)
 
 EvalHook.make_up = _make_up

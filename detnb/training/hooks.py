@@ -20,6 +20,7 @@ class Hook:
     def before_resume(self, runner): "Before a checkpoint is read to go on from it"
     def before_run(self, runner): "Once, before anything"
     def after_run(self, runner): "Once, at the end"
+    def after_failure(self, runner): "Once, in place of after_run, when the run ends with an error: put away what is open"
     def before_epoch(self, runner): "Before an epoch of training or validation"
     def after_epoch(self, runner): "After an epoch of training or validation"
     def before_iter(self, runner): "Before a batch of training or validation"

@@ -141,6 +141,7 @@ def _catch_up(self, loaders, workflow):
     if begin: restore_random_state(begin)
     train.epoch, self._replay = self.epoch, None
     train.begin(skip)
+    self._epoch_dice = train.dice
     if now: restore_random_state(now)
 
 def _train_one(self, loader):

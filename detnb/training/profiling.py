@@ -74,6 +74,7 @@ class _Steps:
     def after_train_epoch(self, runner):
         if self.by_epoch and self.profile is not None and self.left: self.count()
     def after_run(self, runner): self.watching.close()
+    def after_failure(self, runner): self.watching.close()
 
     def count(self) -> None:
         "One epoch or iteration less to watch; after the last one, write the trace"
@@ -82,7 +83,7 @@ class _Steps:
         self.watching.close()
         if self.json_trace_path: self.profile.export_chrome_trace(self.json_trace_path)
 
-for _k in ('after_train_iter', 'after_train_epoch', 'after_run', 'count'): setattr(ProfilerHook, _k, vars(_Steps)[_k])
+for _k in ('after_train_iter', 'after_train_epoch', 'after_run', 'after_failure', 'count'): setattr(ProfilerHook, _k, vars(_Steps)[_k])
 
 # %% ../../nbs/training/56_profiling.ipynb #e9897fed
 def memory_use(psutil: Any) -> dict[str, float]: # MB, and shares in percent

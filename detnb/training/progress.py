@@ -61,6 +61,7 @@ def track(items: Iterable, total: int | None = None, label: str = '') -> Iterato
 # %% ../../nbs/training/55_progress.ipynb #4b3f2625
 class ProgressHook(Hook):
     "Shows a bar and live curves in the cell that trains"
+    handlers = ()
     def __init__(self, every: float = 3.): # seconds between two drawings
         self.every = every
 
@@ -81,8 +82,10 @@ class ProgressHook(Hook):
     def after_train_epoch(self, runner):
         if any(r['mode'] == 'val' for r in runner.log[self.records:]): self.draw(runner)
 
-    def after_run(self, runner):
+    def after_failure(self, runner):
         for h in self.handlers: h.removeFilter(not_progress)
+    def after_run(self, runner):
+        self.after_failure(runner)
         if runner.log: self.draw(runner, last=True)
 
 # %% ../../nbs/training/55_progress.ipynb #07384ef8

@@ -13,6 +13,7 @@ import torch
 
 from ..foundation.checkpoint import load_checkpoint
 from ..foundation.distributed import any_process, gather, get_dist_info, unwrap
+from ..foundation.errors import add_note
 from .seeds import random_state
 from .state import load_optimizer, pack, point_latest, write_checkpoint
 
@@ -92,17 +93,25 @@ class _Stops:
     @contextlib.contextmanager
     def running(self):
         "Calls before_run and after_run, and deals with being stopped in between"
-        with self.stop_request as request:
-            try:
-                self.call_hook('before_run')
-                yield
-                self.call_hook('after_run')
-            except (StopTraining, KeyboardInterrupt) as e:
-                whole = isinstance(e, StopTraining) or request.at_rest
-                told = self._farewell(whole)
-                self.call_hook('after_run')
-                self.logger.info(told)
-                if request.by_key: raise KeyboardInterrupt(told) from None
+        try:
+            with self.stop_request as request: yield from self._heard(request)
+        except Exception as e:
+            for hook in self.hooks:
+                try: hook.after_failure(self)
+                except Exception as second: add_note(e, f'then in {type(hook).__name__}.after_failure: {second!r}')
+            raise
+
+    def _heard(self, request):
+        try:
+            self.call_hook('before_run')
+            yield
+            self.call_hook('after_run')
+        except (StopTraining, KeyboardInterrupt) as e:
+            whole = isinstance(e, StopTraining) or request.at_rest
+            told = self._farewell(whole)
+            self.call_hook('after_run')
+            self.logger.info(told)
+            if request.by_key: raise KeyboardInterrupt(told) from None
 
 # %% ../../nbs/training/19_saving.ipynb #18d26f91
 def _farewell(self, whole: bool) -> str:
@@ -116,5 +125,5 @@ def _farewell(self, whole: bool) -> str:
     if path is None: return f'{where}, before anything was saved'
     return f'{where}; the last checkpoint is {path}. To go on: resume_from={path!r}, or detnb train CONFIG --resume-from {path}'
 
-for _k in ('stop', 'check_stop', 'running'): setattr(SavesAndStops, _k, vars(_Stops)[_k])
+for _k in ('stop', 'check_stop', 'running', '_heard'): setattr(SavesAndStops, _k, vars(_Stops)[_k])
 SavesAndStops._farewell = _farewell

@@ -19,6 +19,7 @@ class TrackerHook(LoggerHook):
     "A logger that sends its records to another program"
     package = install = ''       # what must be there, and what to install for it
     strings = False              # whether it takes text as well
+    open = False                 # between the beginning of a run and its end
     def __init__(self, interval: int = 10, ignore_last: bool = True, reset_flag: bool = False, by_epoch: bool = True):
         super().__init__(interval, ignore_last, reset_flag, by_epoch)
         self.module = require(self.package, type(self).__name__, self.install or self.package)
@@ -26,16 +27,25 @@ class TrackerHook(LoggerHook):
     def connect(self, runner): "The run begins"
     def send(self, runner, tags: dict, step: int): "Values by name"
     def close(self, runner): "The run ends"
+    def abandon(self, runner): self.close(runner)
 
     def before_run(self, runner):
         super().before_run(runner)
-        if get_dist_info()[0] == 0: self.connect(runner)
+        if get_dist_info()[0]: return
+        self.connect(runner)
+        self.open = True
 
     def log(self, runner):
         if get_dist_info()[0] == 0: self.send(runner, self.get_loggable_tags(runner, allow_str=self.strings), self.get_step(runner))
 
     def after_run(self, runner):
-        if get_dist_info()[0] == 0: self.close(runner)
+        if not self.open: return
+        self.close(runner)
+        self.open = False
+
+    def after_failure(self, runner):
+        if self.open: self.abandon(runner)
+        self.open = False
 
     def memory(self, runner) -> dict:
         "What this hook keeps in every checkpoint, such as the run's name at the tracker"
@@ -95,6 +105,8 @@ class WandbLoggerHook(TrackerHook):
             self.run.log_artifact(artifact)
         self.run.finish()
 
+    def abandon(self, runner): self.run.finish(exit_code=1)
+
 # %% ../../nbs/training/52_trackers.ipynb #ffc725f3
 @HOOKS.register_module()
 class MlflowLoggerHook(TrackerHook):
@@ -118,3 +130,5 @@ class MlflowLoggerHook(TrackerHook):
     def close(self, runner):
         if self.log_model: require('mlflow.pytorch', 'MlflowLoggerHook with log_model', 'mlflow').log_model(unwrap(runner.model), 'models')
         self.module.end_run()
+
+    def abandon(self, runner): self.module.end_run('FAILED')
