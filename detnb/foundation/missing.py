@@ -91,4 +91,5 @@ def port_in_use(port: int | str, host: str = '127.0.0.1') -> PortInUse: # to be 
     "An error that says how to take another port"
     other = int(port) + 1
     return PortInUse(f'port {port} of {host} is in use, by another job or by one that has not ended: start this one with another port '
-                     f'(PORT={other} detnb dist train ..., torchrun --master_port={other} ..., or with Slurm --cfg-options dist_params.port={other})')
+                     f'(PORT={other} detnb dist train ..., torchrun --master_port={other} ..., launch(..., port={other}), '
+                     f'or with Slurm --cfg-options dist_params.port={other})')
