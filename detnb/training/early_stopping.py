@@ -80,4 +80,5 @@ class _Watches:
     def after_train_epoch(self, runner): self.look(runner)
     def after_train_iter(self, runner): self.look(runner)
 
-for _k in ('before_run', 'look', 'reason', 'before_epoch', 'after_train_epoch', 'after_train_iter'): setattr(EarlyStoppingHook, _k, vars(_Watches)[_k])
+for _k, _f in vars(_Watches).items():
+    if not _k.startswith('__'): setattr(EarlyStoppingHook, _k, _f)
