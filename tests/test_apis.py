@@ -55,6 +55,28 @@ def test_lists_are_batched_and_keep_their_order(model, photo):
     assert inference_detector(model, []) == []
 
 
+def test_a_list_with_test_time_augmentation_goes_one_by_one(photo):
+    torch.manual_seed(0)
+    model = init_detector('retinanet/retinanet_r18_fpn_1x_coco.py', None, 'cpu', {**SMALL, 'data.test.pipeline.1.flip': True})
+    pictures = [photo[0], np.roll(photo[0], 20, 1)]
+    calls = []
+    model.register_forward_pre_hook(lambda m, args, kw: calls.append([tuple(i.shape[:1]) for i in kw['img']]), with_kwargs=True)
+    found = inference_detector(model, pictures)
+    assert calls == [[(1,), (1,)]] * 2
+    for result, picture in zip(found, pictures): assert sum(map(len, result)) > 0 and equal(result, inference_detector(model, picture))
+
+
+def test_who_gives_up_takes_nobody_along(model, photo):
+    "A request that was cancelled, for a picture that cannot be read, in one batch with another request"
+    async def several():
+        bad, good = (asyncio.create_task(async_inference_detector(model, x)) for x in ('none.jpg', photo[0]))
+        await asyncio.sleep(0)
+        bad.cancel()
+        return await asyncio.gather(bad, good, async_inference_detector(model, photo[0]), return_exceptions=True)
+    bad, good, later = asyncio.run(several())
+    assert isinstance(bad, asyncio.CancelledError) and equal(good, later) and equal(good, inference_detector(model, photo[0]))
+
+
 def test_beside_the_event_loop(model, photo):
     async def both(): return await asyncio.gather(*(async_inference_detector(model, img) for img in photo))
     a, b = asyncio.run(both())

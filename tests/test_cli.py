@@ -1,5 +1,5 @@
 "The commands, called as a shell calls them, on the synthetic shapes with a detector that trains in seconds"
-import json, os, pickle, signal, subprocess, sys, time
+import json, os, pickle, signal, subprocess, sys, time, warnings
 
 import numpy as np
 import pytest
@@ -173,9 +173,37 @@ def test_slips_in_a_config_are_told_before_training(place, tmp_path, capsys):
     assert 'CocoDataset' in err and 'Traceback' not in err
     assert main([*config, 'data.sample_per_gpu=4']) == 1
     assert "did you mean 'samples_per_gpu'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match='num_classes'): main([*config, 'model.bbox_head.num_classes=80'])
+    assert main([*config, 'model.bbox_head.num_classes=80']) == 1
+    assert 'model.bbox_head.num_classes is 80 (--cfg-options)' in capsys.readouterr().err
+    assert main([*config, 'optimizer.lrr=1']) == 1
+    assert "SGD takes no argument 'lrr'" in capsys.readouterr().err
     assert main([*config, 'load_from=no_such.pth']) == 1
     assert 'no_such.pth' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv, said', [
+    (['train', 'x.py', '--work-dri', 'a'], "unrecognized arguments: --work-dri a; did you mean '--work-dir'?"),
+    (['analyze', 'tide', 'x.py', 'r.pkl', '--oot', 'a.png'], "did you mean '--out'?"), (['prin-config'], "did you mean 'print-config'?"),
+    (['image', 'a.jpg', 'x.py', 'none', '--device', 'gpu'], "'gpu' is no device"), (['image', 'a.jpg', 'x.py', 'none', '--out-file', 'a.xyz'], 'must end in one of .jpg'),
+    ([], 'usage: detnb')])
+def test_a_misspelt_option_is_recognised(argv, said, capsys):
+    assert main(argv) == 2 and said in capsys.readouterr().err
+
+
+def test_a_warning_is_told_without_its_place_in_the_code():
+    from detnb.cli import main as module
+    usual = warnings.formatwarning
+    with module.short_warnings():
+        assert warnings.formatwarning('no GPU', UserWarning, module.__file__, 7, '') == 'detnb: no GPU\n'
+        assert 'UserWarning: old' in warnings.formatwarning('old', UserWarning, json.__file__, 7, '')
+    assert warnings.formatwarning is usual
+
+
+def test_results_of_pictures_that_cannot_be_written_as_such(tmp_path):
+    from detnb.cli.image import pictures_of
+    for name in ('a.bmp', 'b.png'): (tmp_path/name).write_bytes(b'')
+    assert [out for _, out in pictures_of(str(tmp_path), 'found')] == ['found/a.bmp.jpg', 'found/b.png']
+    assert pictures_of('x/a.bmp', str(tmp_path)) == [('x/a.bmp', str(tmp_path/'a.bmp.jpg'))]
 
 
 @pytest.mark.parametrize('launcher, word', [('pytorch', 'detnb dist train CONFIG N'), ('slurm', 'detnb slurm'), ('mpi', 'mpirun')])

@@ -196,7 +196,8 @@ def as_torchserve_loads(archive, folder, batch_size=2):
     module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
     (cls,) = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     assert not hasattr(module, 'handle')
-    context = SimpleNamespace(manifest=manifest, system_properties=dict(model_dir=str(folder), gpu_id=None, batch_size=batch_size, server_name='MMS', server_version='0.9.0'))
+    context = SimpleNamespace(manifest=manifest, system_properties=dict(model_dir=str(folder), gpu_id=None, batch_size=batch_size, server_name='MMS', server_version='0.9.0'),
+                              statuses=[], set_response_status=lambda *status: context.statuses.append(status)) # as ts.context.Context
     service = cls(); service.initialize(context)
     return service, context
 
@@ -215,4 +216,6 @@ def test_handler_as_torchserve_calls_it(caffe, tmp_path):
     wanted = sum(int((boxes[:, 4] >= .5).sum()) for boxes in result)
     assert len(answers) == 2 and answers[0] == answers[1] and len(answers[0]) == wanted > 3
     assert set(answers[0][0]) == {'class_name', 'bbox', 'score'} and json.loads(json.dumps(answers)) == answers
-    with pytest.raises(Exception, match='picture|image'): service.handle([dict(data=b'no picture')], context)
+    bad, good = service.handle([dict(data=b'no picture'), dict(data=png)], context)
+    assert 'no picture' in bad['error'] and good == answers[0] and context.statuses == [(400, 'Bad Request', 0)]
+    assert list(service.handle([dict(data=b'no picture')], context)[0]) == ['error']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_inference_device', 'prepare_model', 'class_names', 'init_detector', 'test_pipeline', 'load_sample',
-           'prepare_batch', 'inference_detector', 'show_result_pyplot']
+           'prepare_batch', 'detect_samples', 'inference_detector', 'show_result_pyplot']
 
 # %% ../../nbs/apis/30_inference.ipynb #e0dca007
 import copy, os, warnings
@@ -77,6 +77,7 @@ def init_detector(config: str | os.PathLike | Config,  # a file, the name of a s
 # %% ../../nbs/apis/30_inference.ipynb #7f1be472
 def test_pipeline(model: nn.Module, loaded: bool) -> Compose:
     "The test pipeline of a detector's config, for files or for arrays"
+    if getattr(model, 'cfg', None) is None: raise AttributeError('the model has no `cfg`, whose test pipeline is needed: set model.cfg = cfg')
     cache, wanted = model.__dict__.setdefault('_test_pipelines', {}), model.cfg.data.test.pipeline
     key = (loaded, str(wanted))
     if key not in cache:
@@ -101,12 +102,17 @@ def prepare_batch(model: nn.Module,
 
 # %% ../../nbs/apis/30_inference.ipynb #0504601b
 def _groups(samples: list[dict]) -> list[list[int]]:
-    "Indices of lying and of upright pictures"
+    "Indices of lying and of upright pictures; each alone where it is seen in several versions"
+    if len(samples[0]['img_metas']) > 1: return [[i] for i in range(len(samples))]
     upright = [s['img_metas'][0]['pad_shape'][0] > s['img_metas'][0]['pad_shape'][1] for s in samples]
     return [g for g in ([i for i, u in enumerate(upright) if u == side] for side in (False, True)) if g]
 
-def _detect(model: nn.Module, imgs: list) -> list:
-    samples = [load_sample(model, img) for img in imgs]
+@torch.inference_mode()
+def detect_samples(model: nn.Module,
+                   samples: list[dict], # from `load_sample`
+                   imgs: list           # the pictures, which the results shall remember
+                  ) -> list:            # results, one a picture
+    "What a detector finds in pictures that are through its pipeline"
     results = [None] * len(imgs)
     for group in _groups(samples):
         batch = to_device(collate([samples[i] for i in group], len(group)), device_of(model))
@@ -121,11 +127,10 @@ def inference_detector(model: nn.Module,       # from init_detector, or any dete
     "What a detector finds in a picture, or in each picture of a list"
     many = isinstance(imgs, (list, tuple))
     imgs = list(imgs) if many else [imgs]
-    if getattr(model, 'cfg', None) is None: raise AttributeError('the model has no `cfg`, whose test pipeline is needed: set model.cfg = cfg')
     if model.training: model.eval()
     results = []
     for k in range(0, len(imgs), batch_size):
-        try: results += _detect(model, imgs[k:k + batch_size])
+        try: results += detect_samples(model, [load_sample(model, img) for img in imgs[k:k + batch_size]], imgs[k:k + batch_size])
         except Exception as e:
             paths = ', '.join(str(i) for i in imgs[k:k + batch_size] if isinstance(i, (str, os.PathLike)))
             add_note(e, f'while detecting in {paths or f"pictures {k} to {min(k + batch_size, len(imgs)) - 1}"}')

@@ -15,7 +15,7 @@ import numpy as np
 from .inference import inference_detector, init_detector
 from ..foundation.config import Config
 from ..foundation.files import atomic_write
-from ..foundation.images import imread
+from ..foundation.images import ImageError, imread
 from ..foundation.locate import locate
 
 # %% ../../nbs/apis/94_torchserve.ipynb #f323e9a6
@@ -30,9 +30,16 @@ class DetectionHandler:
         self.model = init_detector(folder/'config.py', str(folder/context.manifest['model']['serializedFile']), device)
         self.initialized = True
 
-    def handle(self, data: list[dict], context: Any) -> list[list[dict]]: # for each request a list of boxes
-        pictures = [picture_of(row.get('data') if row.get('data') is not None else row.get('body')) for row in data]
-        return [as_rows(result, self.model.CLASSES, self.threshold) for result in inference_detector(self.model, pictures)]
+    def handle(self, data: list[dict], context: Any) -> list: # for each request a list of boxes, or what was wrong with its picture
+        answers, pictures = [None] * len(data), {}
+        for i, row in enumerate(data):
+            try: pictures[i] = picture_of(row.get('data') if row.get('data') is not None else row.get('body'))
+            except (ValueError, ImageError) as e:      # the others of the batch get their boxes
+                answers[i] = dict(error=str(e))
+                context.set_response_status(400, 'Bad Request', i)
+        for i, result in zip(pictures, inference_detector(self.model, list(pictures.values()))):
+            answers[i] = as_rows(result, self.model.CLASSES, self.threshold)
+        return answers
 
 def picture_of(body: Any) -> np.ndarray: # (H, W, 3) uint8 BGR
     "The picture in a request: bytes, or base64 text"

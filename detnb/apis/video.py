@@ -18,7 +18,7 @@ from .inference import inference_detector
 from ..drawing.detections import show_result
 from ..drawing.frames import FrameViewer
 from ..foundation.video import VideoReader
-from ..foundation.video_stream import VideoWriter, read_stream
+from ..foundation.video_stream import Stream, VideoWriter
 from ..training.progress import track
 
 # %% ../../nbs/apis/35_video.ipynb #b9980799
@@ -72,16 +72,19 @@ def detect_stream(model: nn.Module,
                   source: int | str = 0,              # a camera's number, or an address such as rtsp://...
                   score_thr: float = .5,              # draw what scores more
                   out_file: str | os.PathLike = None, # write a video besides
-                  fps: float = 10.,                   # of that video
+                  fps: float | None = 10.,            # of that video; None: as many as the stream has
                   show: bool = True,
-                  max_frames: int | None = None       # stop after so many
+                  max_frames: int | None = None,      # stop after so many
+                  wait_time: float = 1,               # milliseconds that a window waits after each frame
+                  batch_size: int = 1                 # frames at a time; with more, each waits for the next ones
                  ) -> int:                            # frames that were seen
-    "Detect on a camera or a stream, frame by frame, until somebody stops it"
+    "Detect on a camera or a stream, frame by frame, until it ends or somebody stops it"
     count = 0
     def counted():
         nonlocal count
-        for frame in itertools.islice(read_stream(source), max_frames):
-            count += 1; yield frame
-    try: consume(model, detect_frames(model, counted(), batch_size=1), None, out_file, fps, score_thr, show, 1, f'detnb: {source}')
-    except KeyboardInterrupt: pass # that is how one stops it
+        for pair in detect_frames(model, itertools.islice(stream, max_frames), batch_size):
+            count += 1; yield pair
+    with Stream(source) as stream:
+        try: consume(model, counted(), None, out_file, fps or stream.fps, score_thr, show, wait_time, f'detnb: {source}')
+        except KeyboardInterrupt: pass # that is how one stops it
     return count

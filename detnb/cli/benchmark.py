@@ -54,5 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from detnb.apis.speed import measure_speed
     cfg = read_config(args.config, args.cfg_options)
     apply_device(args, cfg)
+    for name in ('repeat_num', 'max_iter', 'log_interval'):
+        if getattr(args, name) < 1: raise UsageError(f'--{name.replace("_", "-")} must be at least 1, not {getattr(args, name)}')
     print(measure_speed(cfg, args.checkpoint, **{k: getattr(args, k) for k in SINGLE}))
     return 0

@@ -32,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
     "Print the report"
     from detnb.apis.data_check import check_data
     cfg = read_config(args.config, args.cfg_options)
-    try: report = check_data(cfg, pixels=not args.no_pixels)
+    try:
+        report = check_data(cfg, pixels=not args.no_pixels)
+        print(report)
+        if args.out: print(f'page: {report.save(args.out)}')
     except ValueError as e: raise Slip(e) from e
-    print(report)
-    if args.out: print(f'page: {report.save(args.out)}')
     return int(bool(report.faults))

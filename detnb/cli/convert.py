@@ -97,6 +97,6 @@ def convert(format: str, **options) -> list: # a name in FORMATS, its options; p
 def run(args: argparse.Namespace) -> int:
     "Convert, and say what was written"
     try: files = convert(**vars(args))
-    except (ValueError, OSError) as e: raise Slip(e) from e
+    except (ValueError, TypeError) as e: raise Slip(e) from e
     for path in files: print(f'wrote {path}')
     return 0

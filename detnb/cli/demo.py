@@ -8,7 +8,7 @@ __all__ = ['parser', 'run']
 # %% ../../nbs/cli/40_demo.ipynb #53efdf65
 import argparse
 
-from .main import add_config_options, make_parser
+from .main import add_config_options, device_name, make_parser
 
 # %% ../../nbs/cli/40_demo.ipynb #f322ba63
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     p = make_parser('demo', 'Train a small detector on synthetic shapes and show what it finds.', 'example:\n  detnb demo --out first_try')
     p.add_argument('--out', default='detnb_demo', help='folder for the result sheet, metrics, checkpoint and log (default: detnb_demo)')
     p.add_argument('--seed', type=int, default=0, help='seed of pictures and training (default: 0)')
-    p.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
+    p.add_argument('--device', type=device_name, default='cpu', help='such as cuda:0 (default: cpu)')
     add_config_options(p)
     return p
 

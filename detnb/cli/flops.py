@@ -8,7 +8,7 @@ __all__ = ['EXAMPLES', 'parser', 'padded_shape', 'run']
 # %% ../../nbs/cli/56_flops.ipynb #90d71aee
 import argparse
 
-from .main import Slip, UsageError, add_config_options, make_parser, read_config
+from .main import Slip, UsageError, add_config_options, device_name, make_parser, read_config
 
 # %% ../../nbs/cli/56_flops.ipynb #0145b052
 EXAMPLES = '''examples:
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--shape', type=int, nargs='+', default=[1280, 800], metavar='N',
                    help='height and width of the picture, or one number for both (default: 1280 800)')
     p.add_argument('--size-divisor', type=int, default=32, help='round the shape up to a multiple of this; 0: do not (default: 32)')
-    p.add_argument('--device', default='meta', help='cpu computes for real, for parts that must see values (default: meta)')
+    p.add_argument('--device', type=device_name, default='meta', help='cpu computes for real, for parts that must see values (default: meta)')
     add_config_options(p)
     return p
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .main import add_run_options, apply_device, joined, make_parser, read_config
 from ..foundation.config import Config, DictAction
+from ..foundation.errors import UnknownName
 
 # %% ../../nbs/cli/20_train.ipynb #f2b881b3
 EXAMPLES = '''examples:
@@ -48,7 +49,7 @@ def apply(args: argparse.Namespace, cfg: Config) -> None:
     apply_device(args, cfg)
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-            raise KeyError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the batch size that optimizer.lr was made for')
+            raise UnknownName('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the batch size that optimizer.lr was made for')
         cfg.auto_scale_lr.enable = True
 
 def datasets_of(cfg: Config) -> list:

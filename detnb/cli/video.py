@@ -7,6 +7,7 @@ __all__ = ['EXAMPLES', 'parser', 'run']
 
 # %% ../../nbs/cli/44_video.ipynb #df9e27f9
 import argparse
+from pathlib import Path
 
 from .image import add_detector, detector
 from .main import Slip, UsageError, make_parser
@@ -15,12 +16,13 @@ from .main import Slip, UsageError, make_parser
 EXAMPLES = '''examples:
   detnb video street.mp4 faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py faster_rcnn.pth --out found.mp4
   detnb video street.mp4 runs/a/my_config.py runs/a/latest.pth --show --score-thr 0.5
+  detnb video rtsp://192.168.0.10/stream1 yolox/yolox_s_8x8_300e_coco.py yolox_s.pth --out found.mp4      (until it ends, or Ctrl-C)
   detnb video street.mp4 yolox/yolox_s_8x8_300e_coco.py yolox_s.pth --out found.mp4 --nvdecode --batch-size 16'''
 
 def parser() -> argparse.ArgumentParser:
     "The options of `detnb video`"
     p = make_parser('video', 'Detect objects in each frame of a video.', EXAMPLES)
-    p.add_argument('video', help='a video file')
+    p.add_argument('video', help='a video file, or an address such as rtsp://... or http://...')
     add_detector(p, .3)
     p.add_argument('--out', help='write a video with the boxes here')
     p.add_argument('--show', action='store_true', help='show the frames in a window; Esc or q ends it')
@@ -32,9 +34,13 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     "Detect, draw, write"
     if not (args.out or args.show): raise UsageError('say what to do with the frames: --out FILE.mp4 or --show')
-    from detnb.apis.video import detect_video
+    if stream := '://' in args.video:
+        if args.nvdecode: raise UsageError('--nvdecode decodes files; leave it out for an address')
+    elif not Path(args.video).is_file(): raise FileNotFoundError(f'no such video: {args.video}')
+    from detnb.apis.video import detect_stream, detect_video
     model = detector(args)
-    try: results = detect_video(model, args.video, args.out, args.score_thr, args.show, args.wait_time, args.batch_size, args.nvdecode)
-    except OSError as e: raise Slip(e) from e
-    print(f'{len(results)} frames of {args.video}' + (f', written to {args.out}' if args.out else ''))
+    shown = dict(score_thr=args.score_thr, out_file=args.out, show=args.show, wait_time=args.wait_time, batch_size=args.batch_size)
+    try: count = detect_stream(model, args.video, fps=None, **shown) if stream else len(detect_video(model, args.video, nvdecode=args.nvdecode, **shown))
+    except ValueError as e: raise Slip(e) from e
+    print(f'{count} frames of {args.video}' + (f', written to {args.out}' if args.out and count else ''))
     return 0

@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     print('Esc or q in the window, or Ctrl-C, ends it')
     model = detector(args)
     try: count = detect_stream(model, args.camera_id, args.score_thr, args.out, args.fps, not args.no_show, args.max_frames)
-    except OSError as e: raise Slip(e) from e
-    print(f'{count} frames' + (f', written to {args.out}' if args.out else ''))
+    except ValueError as e: raise Slip(e) from e
+    print(f'{count} frames' + (f', written to {args.out}' if args.out and count else ''))
     return 0

@@ -53,7 +53,8 @@ def _why(path: Path, e: Exception) -> str:
         name = next((g for g in wants.groups() if g), '') if wants else 'Python objects'
         return (f'it asks for {name}, which weights have no need of, and was not executed. If you trust its author, '
                 "write it anew where it was made, with torch.save({'state_dict': model.state_dict()}, ...)")
-    return f'the file is cut off or damaged ({size} bytes): {text.splitlines()[0][:100] if text else type(e).__name__}'
+    said = text.splitlines()[0].split('. ')[0] if text else type(e).__name__
+    return f'the file is cut off or damaged ({size} bytes): {said}'
 
 # %% ../../nbs/foundation/52_checkpoint.ipynb #55e46269
 def read_checkpoint(filename: str | os.PathLike, # whatever `locate` finds

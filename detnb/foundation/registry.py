@@ -13,7 +13,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from .config_dict import origin
-from .errors import UnknownName, add_note, suggest
+from .errors import UnknownName, WrongArgument, add_note, suggest
 
 # %% ../../nbs/foundation/40_registry.ipynb #0a55027a
 class Registry:
@@ -124,7 +124,7 @@ def accepted(maker: Callable) -> dict[str, inspect.Parameter]:
     return found
 
 def _explain(e: Exception, maker: Callable, args: dict, cfg: dict) -> Exception | None:
-    "A TypeError about wrong or missing arguments, told in the words of the config"
+    "An error about wrong or missing arguments, told in the words of the config"
     if not isinstance(e, TypeError) or hasattr(e, 'component'): return None
     wrong = re.search(r"unexpected keyword argument '(\w+)'", str(e))
     lacks = re.search(r'missing \d+ required \w+(?:-only)? arguments?: (.+)', str(e))
@@ -136,6 +136,6 @@ def _explain(e: Exception, maker: Callable, args: dict, cfg: dict) -> Exception 
         at = origin(cfg, 'type')
         said = f'{name} needs {lacks[1]}{f", at {at}" if at else ""}'
     else: return None
-    new = TypeError(f'{said} It accepts: {", ".join(takes)}.' if said.endswith('?') else f'{said}. It accepts: {", ".join(takes)}.')
+    new = WrongArgument(f'{said} It accepts: {", ".join(takes)}.' if said.endswith('?') else f'{said}. It accepts: {", ".join(takes)}.')
     new.component = name
     return new
