@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from detnb.apis.video import detect_stream, detect_video
     model = detector(args)
     shown = dict(score_thr=args.score_thr, out_file=args.out, show=args.show, wait_time=args.wait_time, batch_size=args.batch_size)
-    try: count = detect_stream(model, args.video, fps=None, **shown) if stream else len(detect_video(model, args.video, nvdecode=args.nvdecode, **shown))
+    try:
+        if stream: count = detect_stream(model, args.video, fps=None, **shown)
+        else: count = len(detect_video(model, args.video, nvdecode=args.nvdecode, **shown))
     except ValueError as e: raise Slip(e) from e
     print(f'{count} frames of {args.video}' + (f', written to {args.out}' if args.out and count else ''))
     return 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ..evaluation.tables import fold, text_table
 from ..foundation.distributed import get_dist_info
-from ..foundation.errors import suggest
+from ..foundation.errors import DataError, suggest
 
 # %% ../../nbs/datasets/25_checks.ipynb #2e05e0d4
 def check_names(classes, # the dataset's CLASSES
@@ -21,14 +21,14 @@ def check_names(classes, # the dataset's CLASSES
                 where: str): # the file, for the message
     "Raise where a class is not in the annotation file, or is named twice"
     twice = [c for i, c in enumerate(classes) if c in classes[:i]]
-    if twice: raise ValueError(f'classes name {twice[0]!r} twice; each class has one label: {tuple(classes)!r:.200}')
+    if twice: raise DataError(f'classes name {twice[0]!r} twice; each class has one label: {tuple(classes)!r:.200}')
     missing = [c for c in classes if c not in set(names)]
     if not missing: return
     each = '; '.join(f'{c!r}{suggest(c, names, 1).replace("; ", ": ")}' for c in missing[:5])
     more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     has = ', '.join(map(repr, list(names)[:12])) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
     end = '' if each.endswith('?') and not more else '.'
-    raise ValueError(f'classes that {where} does not have ({len(missing)} of {len(classes)}): {each}{more}{end} It has {has or "no category"}. '
+    raise DataError(f'classes that {where} does not have ({len(missing)} of {len(classes)}): {each}{more}{end} It has {has or "no category"}. '
                      'Give the names of the file as classes=(...) in each of data.train, data.val and data.test')
 
 # %% ../../nbs/datasets/25_checks.ipynb #49f26241
@@ -57,7 +57,7 @@ def check_boxes(boxes: np.ndarray, # (N, 4) xyxy, pixels
     side = np.where(finite[:, None], boxes[:, 2:] - boxes[:, :2], 0)
     empty = finite & (side < 1).any(1) & (side >= 0).all(1)
     if finite.all() and np.abs(boxes).max() <= 1:
-        raise ValueError(f'no box in {where} reaches past coordinate 1, e.g. {boxes[0].tolist()}: '
+        raise DataError(f'no box in {where} reaches past coordinate 1, e.g. {boxes[0].tolist()}: '
                          'these look like fractions of the image; pixels are needed')
     outside = (boxes[:, 2:] <= 0).any(1) | ((boxes[:, :2] >= sizes) & (sizes > 0)).any(1)
     faults = {'is not finite, in an image': ~finite, 'has its right or lower edge before its left or upper one, in an image': (side < 0).any(1),
@@ -67,7 +67,7 @@ def check_boxes(boxes: np.ndarray, # (N, 4) xyxy, pixels
     size = lambda i: f' of {sizes[i, 0]:g}x{sizes[i, 1]:g}' if sizes[i].any() else ''
     why = lambda i: next(text for text, mask in faults.items() if mask[i])
     lines = [f'  {name(i)}: {boxes[i].round(2).tolist()} {why(i)}{size(i)}' for i in bad[:5]]
-    raise ValueError(f'{len(bad)} of {len(boxes)} boxes (x1, y1, x2, y2) in {where} are beyond repair; correct or remove them:\n'
+    raise DataError(f'{len(bad)} of {len(boxes)} boxes (x1, y1, x2, y2) in {where} are beyond repair; correct or remove them:\n'
                      + '\n'.join(lines) + (f'\n  and {len(bad) - 5} more' if len(bad) > 5 else ''))
 
 # %% ../../nbs/datasets/25_checks.ipynb #7159f174
@@ -155,7 +155,7 @@ def check_classes(model,      # the detector
     keys = {f'model.{name}.num_classes': n for name, n in class_conflicts(model, classes)}
     bad = [f'  {key} is {n}{_place(cfg, key)}' for key, n in keys.items()]
     some = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
-    if bad: raise ValueError(f'{type(dataset).__name__} has {len(classes)} classes ({some}), but\n' + '\n'.join(bad)
+    if bad: raise DataError(f'{type(dataset).__name__} has {len(classes)} classes ({some}), but\n' + '\n'.join(bad)
                              + f'\nSet num_classes={len(classes)}, or give other classes=(...) to the datasets')
 
 # %% ../../nbs/datasets/25_checks.ipynb #metric02
@@ -167,5 +167,5 @@ def check_metrics(dataset,      # the dataset that shall be evaluated, or severa
         known = getattr(inside, 'METRICS', None)
         own = not getattr(type(inside), 'evaluate', check_metrics).__module__.startswith('detnb.')
         wrong = [m for m in ([metric] if isinstance(metric, str) else metric or ()) if known and not own and m not in known]
-        if wrong: raise ValueError(f'{setting}: {type(inside).__name__} does not know the metric {wrong[0]!r}{suggest(wrong[0], known, 1)}; '
+        if wrong: raise DataError(f'{setting}: {type(inside).__name__} does not know the metric {wrong[0]!r}{suggest(wrong[0], known, 1)}; '
                                    f'it has {", ".join(known)}')

@@ -31,7 +31,8 @@ def _open(filename: str | os.PathLike, nvdecode: bool) -> Any:
         from av.codec.hwaccel import HWAccel
         return av.open(str(filename), hwaccel=HWAccel(device_type='cuda', allow_software_fallback=False))
     except (av.error.FFmpegError, ImportError, RuntimeError) as e:
-        raise OSError(f'{filename} {NO_NVDECODE} ({e})' if nvdecode else f'cannot read {filename} as a video: {getattr(e, "strerror", None) or e}') from e
+        why = getattr(e, 'strerror', None) or e
+        raise OSError(f'{filename} {NO_NVDECODE} ({why})' if nvdecode else f'cannot read {filename} as a video: {why}') from e
 
 # %% ../../nbs/foundation/65_video.ipynb #ee696ff1
 class VideoReader:

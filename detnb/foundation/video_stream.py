@@ -81,8 +81,9 @@ class Stream:
         try: self._container = av.open(self.address, format=format, options=options, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as e:
             what = f'camera {source} ({self.address})' if camera else self.address
-            raise OSError(f'cannot open {what}: {getattr(e, "strerror", None) or e}; ' + ('is a camera connected, and may this user read it?' if camera
-                          else 'an address such as rtsp://... or http://..., or the path of a file, is wanted')) from e
+            next_step = ('is a camera connected, and may this user read it?' if camera else
+                         'an address such as rtsp://... or http://..., or the path of a file, is wanted')
+            raise OSError(f'cannot open {what}: {getattr(e, "strerror", None) or e}; {next_step}') from e
         if not self._container.streams.video:
             self.close()
             raise OSError(f'{self.address} holds no video')
