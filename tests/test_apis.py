@@ -11,7 +11,7 @@ from detnb.apis import async_inference_detector, inference_detector, init_detect
 from detnb.foundation.config import Config
 from detnb.training.state import pack, write_checkpoint
 
-SMALL = {'model.backbone.init_cfg': None, 'model.backbone.base_channels': 8, 'model.neck.in_channels': [8, 16, 32, 64], 'model.neck.out_channels': 16,
+SMALL = {'model.backbone.init_cfg': None, 'model.backbone.base_channels': 16, 'model.neck.in_channels': [16, 32, 64, 128], 'model.neck.out_channels': 16,
          'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16, 'model.bbox_head.num_classes': 3, 'model.bbox_head.stacked_convs': 1,
          'model.test_cfg.score_thr': 0.0, 'data.test.pipeline.1.img_scale': (128, 96), 'data.test.classes': ('cat', 'dog', 'bird')}
 

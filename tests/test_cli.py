@@ -7,6 +7,8 @@ import torch
 
 from detnb.cli.main import COMMANDS, main
 
+# Backbones that train have 16 channels or more: in PyTorch 2.14 the backward pass of a 1x1 convolution with stride 2 and less than 16
+# input channels (channels last, AVX-512) reaches outside of its memory and may end the process.
 CONFIG = '''
 _base_ = ['retinanet/retinanet_r18_fpn_1x_coco.py']
 root = {root!r}
@@ -18,8 +20,8 @@ train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', w
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(96, 64), flip=False, transforms=[
                   dict(type='Resize', keep_ratio=True), dict(type='RandomFlip'), dict(type='Normalize', **norm), dict(type='Pad', size_divisor=32),
                   dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])])]
-model = dict(backbone=dict(init_cfg=None, frozen_stages=-1, base_channels=8, norm_eval=False),
-             neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
+model = dict(backbone=dict(init_cfg=None, frozen_stages=-1, base_channels=16, norm_eval=False),
+             neck=dict(in_channels=[16, 32, 64, 128], out_channels=8),
              bbox_head=dict(num_classes=5, in_channels=8, feat_channels=8, stacked_convs=1))
 train = dict(_delete_=True, type='CocoDataset', ann_file=root + '/train.json', img_prefix=root + '/train', classes=classes, pipeline=train_pipeline)
 val = dict(_delete_=True, type='CocoDataset', ann_file=root + '/val.json', img_prefix=root + '/val', classes=classes, pipeline=test_pipeline)

@@ -91,8 +91,8 @@ SMALL = '''
 _base_ = './cascade_mask_rcnn_r50_augfpn_autoaug_10e_cityscapes.py'
 small = dict(in_channels=8, fc_out_channels=16)
 model = dict(
-    backbone=dict(depth=18, base_channels=8, frozen_stages=-1),
-    neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
+    backbone=dict(depth=18, base_channels=16, frozen_stages=-1),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=8),
     rpn_head=dict(in_channels=8, feat_channels=8),
     roi_head=dict(bbox_roi_extractor=dict(out_channels=8), mask_roi_extractor=dict(out_channels=8), mask_head=dict(in_channels=8, conv_out_channels=8, num_convs=1),
                   bbox_head=[dict(small, type='Shared2FCBBoxHead', roi_feat_size=7, num_classes=8, reg_class_agnostic=True,
@@ -258,8 +258,8 @@ def test_F2_all_three_parts_of_the_paper(place):
     from detnb.datasets.shapes import shapes_batch
     from detnb.models import build_detector
     cfg = Config.fromfile('cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco.py').model
-    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
-    cfg.neck.update(type='AugFPN', in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.backbone.update(depth=18, base_channels=16, init_cfg=None, frozen_stages=-1)
+    cfg.neck.update(type='AugFPN', in_channels=[16, 32, 64, 128], out_channels=8)
     cfg.rpn_head.update(in_channels=8, feat_channels=8)
     roi = cfg.roi_head
     roi.update(type='ConsistentCascadeRoIHead', lateral_weight=.5)

@@ -22,7 +22,7 @@ data = dict(
     test=dict(img_prefix='{root}/val/', classes=classes, ann_file='{root}/val/annotation_coco.json'))
 load_from = {load_from}
 '''
-SMALL = ['model.backbone.init_cfg=None', 'model.backbone.depth=18', 'model.backbone.base_channels=8', 'model.neck.in_channels=[8,16,32,64]',
+SMALL = ['model.backbone.init_cfg=None', 'model.backbone.depth=18', 'model.backbone.base_channels=16', 'model.neck.in_channels=[16,32,64,128]',
          'data.workers_per_gpu=0', 'runner.max_epochs=1', 'log_config.interval=1', 'optimizer.lr=0.001', 'data.val.pipeline.1.img_scale=(96,96)',
          'data.test.pipeline.1.img_scale=(96,96)', 'data.train.pipeline.2.img_scale=[(96,96)]']
 

@@ -18,7 +18,7 @@ MASKED = CONFIG.replace('retinanet/retinanet_r18_fpn_1x_coco.py', 'mask_rcnn/mas
     'bbox_head=dict(num_classes=5, in_channels=8, feat_channels=8, stacked_convs=1))', '''rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict(
         bbox_roi_extractor=dict(out_channels=16), bbox_head=dict(num_classes=5, in_channels=16, fc_out_channels=32),
         mask_roi_extractor=dict(out_channels=16), mask_head=dict(num_classes=5, in_channels=16, conv_out_channels=16, num_convs=1)))''').replace(
-    'init_cfg=None, frozen', 'depth=18, init_cfg=None, frozen').replace('base_channels=8', 'base_channels=16').replace('[8, 16, 32, 64], out_channels=8', '[16, 32, 64, 128], out_channels=16')
+    'init_cfg=None, frozen', 'depth=18, init_cfg=None, frozen').replace('128], out_channels=8', '128], out_channels=16')
 BEGIN, END = MASKED.split(', roi_head=dict(')
 PROPOSALS = (BEGIN + ')\n' + END.split('num_convs=1)))')[1]).replace('mask_rcnn/mask_rcnn_r50', 'rpn/rpn_r50').replace(
     ', with_mask=True', '').replace(", 'gt_labels', 'gt_masks'", '')
