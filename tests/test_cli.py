@@ -49,6 +49,13 @@ def trained(place):
     return place
 
 
+def test_results_that_could_not_be_written_stop_a_test_before_it_begins(place, capsys):
+    (place/'taken.pkl').mkdir(exist_ok=True)
+    assert main(['test', str(place/'tiny.py'), 'none.pth', '--out', str(place/'taken.pkl')]) == 1
+    said = capsys.readouterr().err
+    assert 'taken.pkl' in said and 'it is a folder' in said and 'none.pth' not in said
+
+
 def records(folder):
     files = sorted(folder.glob('*.log.json'))
     return [json.loads(line) for f in files for line in open(f)]

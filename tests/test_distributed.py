@@ -312,6 +312,12 @@ def test_launch_on_two_machines(tmp_path):
     assert [(tmp_path/str(n)).read_text() for n in range(2)] == ['[(0, 2)]', '[(1, 2)]']
 
 
+def test_one_gpu_for_all_processes_is_refused(monkeypatch):
+    from detnb.apis import train
+    monkeypatch.setattr(train, 'get_dist_info', lambda: (0, 2)); monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    with pytest.raises(ValueError, match='all processes on one GPU'): train.pick_device(dict(device='cuda:1'))
+
+
 # from the shell
 
 def test_a_port_in_use_is_told(capsys, monkeypatch):

@@ -128,3 +128,9 @@ def test_every_name_of_mmdetection_is_there_or_told(kind, project):
     assert left_out == dict(HOOKS=['IPUFp16OptimizerHook', 'RFSearchHook'], RUNNERS=['IPUEpochBasedRunner', 'IPUIterBasedRunner']).get(kind, [])
     for name in left_out:
         with pytest.raises(Absent, match=f'{name} is not in detnb: .{{30}}'): registry.build(dict(type=name))
+
+
+@pytest.mark.parametrize('wrong', [dict(momentum=0.), dict(momentum=1.), dict(interval=0)])
+def test_an_average_that_would_not_move_is_refused(wrong):
+    from detnb.training import EMAHook
+    with pytest.raises(ValueError, match=f'{next(iter(wrong))} of EMAHook'): EMAHook(**wrong)

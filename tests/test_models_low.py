@@ -229,7 +229,7 @@ def test_pretrained_backbone_reads_a_file_and_children_do_not_overwrite(tmp_path
     taker = build_backbone(dict(type='ResNet', depth=18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path/'donor.pth'))))
     taker.init_weights()
     assert all(torch.equal(a, b) for a, b in zip(donor.state_dict().values(), taker.state_dict().values()))
-    with pytest.raises(ValueError, match='give one'): build_backbone(dict(type='ResNet', depth=18, pretrained='a.pth', init_cfg=dict(type='Kaiming')))
+    with pytest.raises(ValueError, match='leave out pretrained'): build_backbone(dict(type='ResNet', depth=18, pretrained='a.pth', init_cfg=dict(type='Kaiming')))
 
 
 def test_fpn_first_weights_and_bilinear():

@@ -95,6 +95,8 @@ def pick_device(cfg: Any) -> torch.device:
         return torch.device('cuda', torch.cuda.current_device() if get_dist_info()[1] > 1 or not ids else list(ids)[0])
     if wanted and str(wanted).startswith('cuda') and not torch.cuda.is_available():
         raise RuntimeError(f'device={wanted!r}, but torch sees no GPU; leave device out to train on the CPU')
+    if get_dist_info()[1] > 1 and str(wanted).startswith('cuda:'):
+        raise ValueError(f'device={wanted!r} would put all processes on one GPU; leave device out, and each takes its own')
     return torch.device(wanted or 'cpu')
 
 # %% ../../nbs/apis/10_train.ipynb #89f0a1c0

@@ -52,7 +52,7 @@ def sbatch_script(what: str,      # 'train' or 'test'
     call = ['python', '-u', '-m', 'detnb.cli.main', what, config, *(['--work-dir', where, *resume] if what == 'train' else [where]),
             '--launcher', 'slurm', *options]
     return '\n'.join(['#!/usr/bin/env bash', *(f'#SBATCH {a}' for a in asked), 'set -euo pipefail',
-                      'export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}',
+                      'export MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 17000))}',
                       f'srun --kill-on-bad-exit=1 --cpus-per-task={cpus_per_task} {shlex.join(call)}', ''])
 
 # %% ../../nbs/cli/62_slurm.ipynb #f1292f1c

@@ -13,7 +13,7 @@ from typing import Any
 from .main import UsageError, add_run_options, apply_device, joined, make_parser, read_config
 from ..foundation.config import Config, DictAction
 from ..evaluation.saved_results import FORMATS, dump_results
-from ..foundation.files import dump
+from ..foundation.files import check_writable, dump
 
 # %% ../../nbs/cli/30_test.ipynb #88a2cf93
 EXAMPLES = '''examples:
@@ -51,6 +51,7 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError('say what to do with the results: --eval METRIC, --out FILE.pkl, --show, --show-dir DIR or --format-only')
     if args.eval and args.format_only: raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(FORMATS): raise UsageError(f'--out must be a .pkl or .json file, not {args.out}')
+    if args.out: check_writable(args.out)
 
 def check_prefix(dataset: Any, options: dict) -> None: # of --eval-options
     "Refuse --format-only where nobody would find what it writes"

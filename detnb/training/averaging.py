@@ -22,6 +22,7 @@ class BaseEMAHook(Hook):
                  resume_from: str | None = None,   # not needed: resuming the run is enough
                  momentum_fun=None):               # iteration -> momentum
         if not 0 < momentum < 1: raise ValueError(f'momentum of {type(self).__name__} must lie between 0 and 1, not {momentum}')
+        if interval < 1: raise ValueError(f'interval of {type(self).__name__} must be at least 1, not {interval}')
         self.momentum, self.interval, self.skip_buffers, self.checkpoint = momentum, interval, skip_buffers, resume_from
         self.momentum_fun, self.swapped, self.pairs = momentum_fun, False, None
 

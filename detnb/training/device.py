@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 # %% ../../nbs/training/07_device.ipynb #417d9eb3
-def to_device(batch: Any,                  # tensors in any nesting of dicts, lists and tuples; masks with a `.to`
+def to_device(batch: Any,                  # tensors in any nesting of dicts, lists and tuples
               device: torch.device | str,  # such as 'cuda:0'
              ) -> Any:                     # the same nesting
     "Everything that is a tensor on `device`, everything else as it is"
