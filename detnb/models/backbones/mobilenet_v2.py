@@ -34,7 +34,7 @@ class MobileNetV2(StagedBackbone):
         pretrained: str | None = None,     # old form of init_cfg=dict(type='Pretrained', ...)
         init_cfg=None,
     ):
-        if pretrained and init_cfg: raise ValueError('pretrained and init_cfg both say where weights come from: leave out pretrained, the older form')
+        if pretrained and init_cfg: raise ValueError('pretrained and init_cfg both give weights: leave out pretrained, the older form')
         if pretrained: init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg or [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])])
         if not set(out_indices) <= set(range(8)): raise ValueError(f'out_indices {tuple(out_indices)}: of 0 to 7 wanted')

@@ -65,7 +65,7 @@ def _check(self, depth, num_stages, strides, dilations, out_indices, pretrained)
     if not len(strides) == len(dilations) == num_stages:
         raise ValueError(f'{num_stages} stages, but {len(strides)} strides and {len(dilations)} dilations: as many of each wanted')
     if max(out_indices) >= num_stages: raise ValueError(f'out_indices {tuple(out_indices)} of {num_stages} stages: the last is {num_stages - 1}')
-    if pretrained and self.init_cfg: raise ValueError('pretrained and init_cfg both say where weights come from: leave out pretrained, the older form')
+    if pretrained and self.init_cfg: raise ValueError('pretrained and init_cfg both give weights: leave out pretrained, the older form')
 
 def _default_init(self, pretrained):
     if pretrained: self.init_cfg = dict(type='Pretrained', checkpoint=pretrained)

@@ -31,7 +31,7 @@ class SSDVGG(BaseModule):
         l2_norm_scale: float | None = None,      # not used any more: the neck has it
     ):
         if depth not in self.arch_settings: raise KeyError(f'VGG of depth {depth}: one of {list(self.arch_settings)} wanted')
-        if pretrained and init_cfg: raise ValueError('pretrained and init_cfg both say where weights come from: leave out pretrained, the older form')
+        if pretrained and init_cfg: raise ValueError('pretrained and init_cfg both give weights: leave out pretrained, the older form')
         if pretrained: init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg or [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer='BatchNorm2d'),
                                       dict(type='Normal', std=.01, layer='Linear')])
