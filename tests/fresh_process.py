@@ -12,7 +12,8 @@ context = multiprocessing.get_context(method)
 if method == 'forkserver': context.set_forkserver_preload(HEAVY)
 
 
-def _child(function, args, log):
+def _child(function, args, log, environ):
+    os.environ.clear(); os.environ.update(environ)          # as they are now, not when the fork server was started
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2): os.dup2(fd, stream)   # the descriptors, so that a library's own prints are caught too
     sys.stdout = sys.stderr = open(fd, 'w', buffering=1, encoding='utf-8', errors='replace', closefd=False)
@@ -27,7 +28,7 @@ def run(function, *args, timeout=600):
     "Call `function(*args)` in a fresh process -> (whether it returned without an exception and not False, what it printed)"
     fd, log = tempfile.mkstemp(suffix='.log'); os.close(fd)
     try:
-        process = context.Process(target=_child, args=(function, args, log))
+        process = context.Process(target=_child, args=(function, args, log, dict(os.environ)))
         process.start(); process.join(timeout)
         late = process.is_alive()
         if late: process.kill(); process.join()
