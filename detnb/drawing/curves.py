@@ -101,6 +101,7 @@ def draw_metrics(ax, records, keys=None):
     "Evaluation figures over time, on an axis"
     draw_curves(ax, records, keys or metric_keys(records), marker='.')
     ax.set_ylim(0, max(1, ax.get_ylim()[1]))
+    ax.set_xlim(left=0)
     return ax
 
 def loss_curves(log,        # path of a .log.json file, or a list of records
